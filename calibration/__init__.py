@@ -1,0 +1,1 @@
+"""Everything that touches data: readers, preprocessing, augmentation, calibration sets, metrics."""

@@ -1,0 +1,1 @@
+"""The `tlc` command: parse, call one function, print."""

@@ -1,0 +1,1 @@
+"""PyTorch: loading models, students, distillation, pruning, quantization, and the pipeline that joins them."""

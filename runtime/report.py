@@ -1,0 +1,185 @@
+"""The schema of `report.json`, version 1. Every number carries its unit in its name.
+
+Ratios and rates lie in [0, 1]; `_points` are percentage points; an interval is a 95 % confidence interval unless its
+name says otherwise.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Interval(_Record):
+    """An estimate with its lower and upper confidence bound, in the unit of the field that holds it."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+class LatencyRecord(_Record):
+    """Latency of batch-1 inference. `samples_ms` holds every sample in the order of measuring."""
+
+    samples_ms: list[float]
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    mean_ms: float
+    min_ms: float
+    throughput_per_s: float
+    """Inferences a second in a closed loop at batch 1: 1000 / mean_ms."""
+    speedup: Interval
+    """Original's latency over this one's, median of paired blocks, 99 % bootstrap interval; 1.0 for the original."""
+
+
+class ClassScore(_Record):
+    """Scores of one class; `recall` is the class's own accuracy."""
+
+    name: str
+    support: int
+    precision: float
+    recall: float
+    f1: float
+
+
+class Accuracy(_Record):
+    """Classification scores over one labelled split."""
+
+    samples: int
+    correct: int
+    top1: float
+    top5: float | None
+    """None below six classes, where it says nothing."""
+    macro_precision: float
+    macro_recall: float
+    macro_f1: float
+    roc_auc: float | None
+    """One-vs-rest macro average (binary: of class 1); None when a class is absent from the split."""
+    per_class: list[ClassScore]
+    confusion: list[list[int]]
+    """confusion[t][p]: samples of true class t predicted as p."""
+
+
+class ClassChange(_Record):
+    """Change of one class's recall against the original, in points, with its paired interval."""
+
+    name: str
+    support: int
+    before: float
+    after: float
+    change_points: Interval
+
+
+class AccuracyChange(_Record):
+    """Paired change of top-1 against the original on the same samples."""
+
+    change_points: Interval
+    """Candidate minus original, percentage points."""
+    regressed: int
+    """Samples that only the original classifies correctly."""
+    improved: int
+    """Samples that only the candidate classifies correctly."""
+    mcnemar_p: float
+    per_class: list[ClassChange]
+
+
+class Agreement(_Record):
+    """How far an exported file's outputs are from its source's on the same real samples."""
+
+    samples: int
+    max_abs_error: float
+    cosine: float
+    """Smallest cosine similarity over the samples."""
+    top1_agreement: float
+    """Share of samples with the same arg-max."""
+
+
+class Measurement(_Record):
+    """One row: a file, what it costs, and what it gets right."""
+
+    name: str
+    """`original`, `student`, `pruned`, `fp16` or `int8`."""
+    file: str
+    """Path relative to the run's folder."""
+    sha256: str
+    precision: Literal["fp32", "fp16", "int8"]
+    size_bytes: int
+    parameters: int
+    macs: int
+    """Multiply-accumulate operations for one sample."""
+    peak_memory_bytes: int
+    """Peak resident memory of a fresh process that loads the file and runs it, over that of the empty process."""
+    latency: LatencyRecord
+    accuracy: Accuracy
+    change: AccuracyChange | None
+    """None for the original."""
+    agreement: Agreement | None
+    """Against the network or file that this one was made from."""
+
+
+class StageRecord(_Record):
+    """What one stage of the run did."""
+
+    name: str
+    status: Literal["kept", "dropped", "skipped"]
+    reason: str
+    """One sentence: why it was kept, dropped or skipped, with the measured numbers."""
+    seconds: float
+    details: dict[str, Any]
+    """Settings and findings of the stage, JSON values."""
+
+
+class DataRecord(_Record):
+    """Which samples were used for what."""
+
+    path: str
+    sha256: str
+    """Over the files' contents and labels."""
+    classes: list[str]
+    fit_samples: int
+    holdout_samples: int
+    """Held out of train: early stopping, and every choice that the pipeline makes."""
+    calibration_samples: int
+    evaluation_samples: int
+    skipped_files: list[str]
+
+
+class ModelRecord(_Record):
+    """The model that came in."""
+
+    path: str
+    sha256: str
+    arch: str
+    input_shape: list[int]
+    """(C, H, W)"""
+
+
+class Report(_Record):
+    """Everything that a run found, in one session on one machine."""
+
+    schema_version: Literal[1] = 1
+    tlc_version: str
+    command: str
+    model: ModelRecord
+    data: DataRecord
+    target: str
+    preprocess: dict[str, Any]
+    recipe: dict[str, Any]
+    environment: dict[str, Any]
+    stages: list[StageRecord]
+    measurements: list[Measurement]
+    """The original first, then in the order of the pipeline."""
+    chosen: str
+    """Name of the measurement that ships as `model.onnx`."""
+    max_drop_points: float
+    budget_met: bool
+    """Whether the chosen file loses at most `max_drop_points` of top-1 on the evaluation split (point estimate)."""
+    verdict: str
+    """One sentence that says what was gained, what was lost, and how sure that is."""
+    warnings: list[str]
