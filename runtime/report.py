@@ -108,6 +108,8 @@ class Measurement(_Record):
     file: str
     """Path relative to the run's folder."""
     sha256: str
+    made_from: str | None
+    """Name of the measurement whose network or file this one was made from; None for the original."""
     precision: Literal["fp32", "fp16", "int8"]
     size_bytes: int
     parameters: int
@@ -169,6 +171,8 @@ class Report(_Record):
     model: ModelRecord
     data: DataRecord
     target: str
+    threads: int
+    """Of the runtime, while latency and peak memory were measured."""
     preprocess: dict[str, Any]
     recipe: dict[str, Any]
     environment: dict[str, Any]
