@@ -1,0 +1,122 @@
+"""Devices to compress for, as data: `targets.toml`, or a file of the user's own."""
+
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tlc.runtime.environment import cpu_flags
+from tlc.runtime.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class Target(BaseModel):
+    """What a device runs well, and with what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str = Field(min_length=1)
+    description: str
+    runtime: Literal["onnxruntime"]
+    opset: int = Field(ge=13, le=23)
+    """ONNX opset of exported files. From 13 on, weights can have one scale per channel."""
+    channel_multiple: int = Field(ge=1, le=256)
+    """Pruned channel counts are rounded to a multiple of this."""
+    threads: int = Field(ge=1, le=1024)
+    """Intra-op threads that measurements use."""
+    activations: Literal["uint8", "int8"]
+    """Type of quantised activations; weights are always int8."""
+    weights_reduced_range: bool
+    """Whether weights use 7 of the 8 bits, which keeps sums of two products within 16 bits."""
+    source: str
+    """Where these facts are from."""
+
+
+def load_target(name_or_file: str, *, flags: frozenset[str] | None = None) -> Target:
+    """Return the target of that name, or the one in that TOML file.
+
+    In TOML, `weights_reduced_range` may be `"without-vnni"`: true on an x86 CPU that lacks VNNI. It is resolved here,
+    against `flags` (default: those of this machine), because compression measures on the machine it runs on. A CPU that
+    does not tell its flags is taken to have VNNI.
+
+    A file has the keys of `Target` at its top level:
+
+        name = "gateway"
+        description = "our gateway, two slow cores"
+        runtime = "onnxruntime"
+        opset = 18
+        channel_multiple = 8
+        threads = 2
+        activations = "uint8"
+        weights_reduced_range = "without-vnni"
+        source = "measured 2026-11-20"
+
+    Raises UsageError for an unknown name, and for a file that is missing, not TOML, or has a wrong, unknown or missing
+    key.
+    """
+    built_in = _built_in()
+    if name_or_file in built_in:
+        return _validated({"name": name_or_file, **built_in[name_or_file]}, f"target {name_or_file}", flags)
+    path = Path(name_or_file)
+    if path.suffix.lower() != ".toml" and not path.is_file():
+        raise UsageError(
+            f"unknown target {name_or_file!r}; known: {', '.join(built_in)}",
+            hint="Choose one of them, or describe your device in a file: --target FILE.toml",
+        )
+    return _validated(_read(path), f"target file {path}", flags)
+
+
+def target_names() -> tuple[str, ...]:
+    """Return the names of the built-in targets."""
+    return tuple(_built_in())
+
+
+def _built_in() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(files("tlc.runtime").joinpath("targets.toml").read_text(encoding="utf-8"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"cannot read target file {path}: {error.strerror}",
+            hint=f"Check the path, or choose one of {', '.join(target_names())}.",
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"target file {path} is not TOML: {error}", hint="Correct that place in the file.") from error
+
+
+def _validated(table: dict[str, Any], place: str, flags: frozenset[str] | None) -> Target:
+    allowed = tuple(Target.model_fields)
+    if unknown := [key for key in table if key not in allowed]:
+        raise UsageError(
+            f"{place}: unknown {_keys(unknown)}; allowed: {', '.join(allowed)}", hint="Remove or rename it."
+        )
+    if missing := [key for key in allowed if key not in table]:
+        raise UsageError(f"{place}: missing {_keys(missing)}", hint="Add it; every key has to be there.")
+    if table["weights_reduced_range"] == "without-vnni":
+        table = {**table, "weights_reduced_range": _lacks_vnni(cpu_flags() if flags is None else flags)}
+    try:
+        return Target.model_validate(table)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc'])} = {item['input']!r}: {item['msg']}"
+            for item in error.errors(include_url=False)
+        )
+        raise UsageError(f"{place}: {problems}", hint="Correct the value.") from error
+
+
+def _keys(names: list[str]) -> str:
+    return f"key{'s' if len(names) > 1 else ''} {', '.join(names)}"
+
+
+def _lacks_vnni(flags: frozenset[str]) -> bool:
+    """Tell whether the flags are those of an x86 CPU (every 64-bit one has sse2) without either form of VNNI."""
+    return "sse2" in flags and not flags & {"avx512_vnni", "avx_vnni"}
