@@ -1,0 +1,224 @@
+"""PyTorch module -> float32 ONNX file, checked against the module before it is kept."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import onnxslim
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from tlc.export.opset import lower_opset
+from tlc.export.quiet import quiet
+from tlc.runtime.errors import TlcError
+
+INPUT_NAME = "input"
+OUTPUT_NAME = "logits"
+BATCH_NAME = "N"
+
+_EXPORTER_OPSET = 18  # torch's exporter writes nothing older; see tlc.export.opset for what lowers it
+_OLDEST_OPSET = 13
+_PROTOBUF_LIMIT_BYTES = 2**31 - 2**20
+_RELATIVE_TOLERANCE = 1e-3
+"""Of the largest logit: float32 kernels that sum in another order stay two orders of magnitude below it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxExport:
+    """What `onnx_from_torch` wrote and how it was checked."""
+
+    path: Path
+    opset: int
+    simplified: bool
+    """False where the simplifier failed or changed the outputs; the exporter's own graph was kept then."""
+    note: str
+    """One sentence on why the graph is not simplified, else empty."""
+    max_abs_error: float
+    """Largest |ONNX - torch| over the logits of seeded noise at batch 1 and 3."""
+
+
+def onnx_from_torch(module: nn.Module, input_shape: tuple[int, int, int], path: Path, *, opset: int) -> OnnxExport:
+    """Write `module` as ONNX: float32 input `input` ("N", C, H, W), output `logits` ("N", K).
+
+    The graph comes from torch's dynamo exporter in evaluation mode, is simplified by onnxslim and lowered to `opset`;
+    it is written only after ONNX Runtime gave the module's own outputs on seeded noise at batch 1 and 3. The same
+    module gives the same bytes. Weights lie inside the file; above 2 GB, the limit of protobuf, in `<path>.data`.
+    `module` keeps its mode, device and weights.
+
+    Args:
+        module: (N, C, H, W) float32 -> (N, K) float32.
+        input_shape: (C, H, W).
+        path: the file to write.
+        opset: ONNX operator set, 13 or newer.
+
+    Raises:
+        TlcError: torch cannot export the module, the graph fixes the batch size, an operator does not exist in
+            `opset`, or the outputs differ from torch's.
+
+    """
+    if opset < _OLDEST_OPSET:
+        raise TlcError(
+            f"ONNX opset {opset} is too old: the limit is {_OLDEST_OPSET}",
+            hint=f"Choose a target with opset {_OLDEST_OPSET} or newer.",
+        )
+    name = type(module).__name__
+    with _evaluating(module):
+        batches = [_noise((count, *input_shape)) for count in (1, 3)]
+        expected = [_torch_outputs(module, batch, name) for batch in batches]
+        exported = _exported(module, input_shape, max(opset, _EXPORTER_OPSET), name)
+    lower_opset(exported, opset)
+    _require_dynamic_batch(exported, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+        plain = _write(_tidied(exported), Path(scratch) / "plain" / path.name)
+        plain_error = _largest_error(plain, batches, expected, name)
+        chosen, note, error = plain, "", plain_error
+        try:
+            candidate = _write(_tidied(_slimmed(exported)), Path(scratch) / "slim" / path.name)
+            slim_error = _largest_error(candidate, batches, expected, name)
+            chosen, error = candidate, slim_error
+        except Exception as problem:  # whatever onnxslim trips over, the checked graph above stands
+            note = f"Not simplified: {_first_line(problem)}"
+        onnx.checker.check_model(str(chosen), full_check=True)
+        for file in sorted(chosen.parent.iterdir(), reverse=True):  # NAME.data before NAME
+            file.replace(path.parent / file.name)
+    return OnnxExport(path, opset, not note, note, error)
+
+
+@contextlib.contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _noise(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
+def _torch_outputs(module: nn.Module, batch: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+    output = module(torch.from_numpy(batch).to(_device(module)))
+    if not isinstance(output, torch.Tensor) or output.ndim != 2 or output.dtype != torch.float32:
+        found = f"{output.dtype} {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
+        raise TlcError(
+            f"{name} returns {found}, not float32 logits (N, K)", hint="Wrap the module so that it returns the logits."
+        )
+    values: NDArray[np.float32] = output.cpu().numpy()
+    return values
+
+
+def _exported(module: nn.Module, input_shape: tuple[int, int, int], opset: int, name: str) -> onnx.ModelProto:
+    example = torch.zeros(2, *input_shape, device=_device(module))
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim(BATCH_NAME)},),
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+                opset_version=opset,
+                verbose=False,
+            )
+    except Exception as problem:  # the exporter raises many kinds, all of them about the module
+        raise TlcError(
+            f"torch cannot export {name} to ONNX: {_root_sentence(problem)}",
+            hint="Rewrite what the sentence names so that torch.export accepts it, or choose another architecture.",
+        ) from problem
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+def _require_dynamic_batch(model: onnx.ModelProto, name: str) -> None:
+    for value in (model.graph.input[0], model.graph.output[0]):
+        batch = value.type.tensor_type.shape.dim[0]
+        if batch.dim_param != BATCH_NAME:
+            raise TlcError(
+                f"{name} fixes the batch size: {value.name} has first dimension {batch.dim_value}, not {BATCH_NAME}",
+                hint="Let the module take the batch size from its input, not from a constant.",
+            )
+
+
+def _slimmed(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    with quiet():
+        slimmed: onnx.ModelProto = onnxslim.slim(copy)
+    return slimmed
+
+
+def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop what no runtime reads: stack traces with this machine's paths, type notes of inner values, versions."""
+    for holder in (model, model.graph, *model.graph.node, *model.graph.initializer, *model.functions):
+        holder.ClearField("metadata_props")
+        holder.ClearField("doc_string")
+    for value in (*model.graph.input, *model.graph.output):
+        value.ClearField("metadata_props")
+        value.ClearField("doc_string")
+    model.graph.ClearField("value_info")
+    model.graph.name = "main"
+    model.producer_name = "tlc"
+    model.ClearField("producer_version")
+    return model
+
+
+def _write(model: onnx.ModelProto, path: Path) -> Path:
+    path.parent.mkdir()
+    if model.ByteSize() > _PROTOBUF_LIMIT_BYTES:
+        onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
+    else:
+        path.write_bytes(model.SerializeToString(deterministic=True))
+    return path
+
+
+def _largest_error(
+    path: Path, batches: list[NDArray[np.float32]], expected: list[NDArray[np.float32]], name: str
+) -> float:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for batch, truth in zip(batches, expected, strict=True):
+        (found,) = session.run([OUTPUT_NAME], {INPUT_NAME: batch})
+        same_shape = found.shape == truth.shape
+        error = float(np.abs(found - truth).max()) if same_shape else float("inf")
+        limit = _RELATIVE_TOLERANCE * max(float(np.abs(truth).max()), 1e-3)
+        if not error <= limit:  # NaN is no success either
+            raise TlcError(
+                f"the ONNX file of {name} gives other outputs than torch at batch {len(batch)}: "
+                f"largest error {error:.3g}, limit {limit:.3g}",
+                hint="Look for code in forward that depends on the batch size or on tensor values.",
+            )
+        worst = max(worst, error)
+    return worst
+
+
+def _root_sentence(problem: BaseException) -> str:
+    """First line of the innermost cause: the exporter wraps what went wrong in a page of advice."""
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
+    return _first_line(problem)
+
+
+def _first_line(problem: BaseException) -> str:
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    return lines[0] if lines else type(problem).__name__
