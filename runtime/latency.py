@@ -161,6 +161,23 @@ def speedup(
     return Interval(estimate=estimate, low=low, high=high)
 
 
+def disturbance(latencies: Mapping[str, Latency], *, limit_ratio: float = 1.5) -> str | None:
+    """Return a sentence for the report's warnings when a median is above `limit_ratio` times its smallest sample.
+
+    Other work on the cores then interrupts most runs. Taking turns does not cancel that: a long run meets more
+    interruptions than a short one, so speedups come out too large. Seen on 2 cores with a load of 5: 5.9x for a pair
+    that differs by about 2x when little else runs.
+    """
+    name, latency = max(latencies.items(), key=lambda item: item[1].p50_ms / item[1].min_ms)
+    ratio = latency.p50_ms / latency.min_ms
+    if ratio <= limit_ratio:
+        return None
+    return (
+        f"The machine was busy: the median of {name} ({latency.p50_ms:.3f} ms) is {ratio:.1f} times its fastest run "
+        f"({latency.min_ms:.3f} ms; limit {limit_ratio:g}). Stop other work on this machine and measure again."
+    )
+
+
 def _warm(run: Callable[[], object], runs: int, min_ms: float, clock_ns: Callable[[], int]) -> None:
     done, end = 0, clock_ns() + min_ms * _NS_PER_MS
     while done < runs or clock_ns() < end:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from tlc.runtime.latency import Latency, measure_interleaved, speedup
+from tlc.runtime.latency import Latency, disturbance, measure_interleaved, speedup
 from tlc.runtime.report import Interval
 
 _MS = 1_000_000
@@ -221,3 +221,14 @@ def test_unequal_rounds_and_too_few_resamples_are_refused() -> None:
         speedup(Latency((1, 1), block=1), Latency((1,), block=1))
     with pytest.raises(ValueError, match=r"100 resamples are too few for confidence 0\.99"):
         speedup(Latency((1,), block=1), Latency((1,), block=1), resamples=100)
+
+
+def test_a_busy_machine_is_told_by_the_distance_of_median_and_fastest_run() -> None:
+    quiet = Latency(tuple(range(1000, 1100)), block=1)
+    busy = Latency((*[2 * _MS] * 10, *[5 * _MS] * 30), block=1)
+    assert disturbance({"a": quiet, "b": quiet}) is None
+    assert disturbance({"a": quiet, "int8": busy}) == (
+        "The machine was busy: the median of int8 (5.000 ms) is 2.5 times its fastest run (2.000 ms; limit 1.5). "
+        "Stop other work on this machine and measure again."
+    )
+    assert disturbance({"int8": busy}, limit_ratio=2.5) is None
