@@ -50,8 +50,8 @@ def peak_memory_bytes(model: Path, *, threads: int = 1, runs: int = 5) -> int:
 def own_peak_bytes() -> int:
     """Return the largest resident size that this process has had.
 
-    On Linux that is VmHWM, which counts pages per core in batches: true to some 100 kB. getrusage's ru_maxrss would be wrong there: it survives exec, so a child begins with the
-    peak of the process that started it.
+    On Linux that is VmHWM, true to some 100 kB, since the kernel counts pages per core in batches. getrusage's
+    ru_maxrss would be wrong there: it survives exec, so the child of a process that once held 600 MB begins at 600 MB.
     """
     if _STATUS.exists():
         found = re.search(r"^VmHWM:\s*(\d+) kB$", _STATUS.read_text(encoding="utf-8"), re.MULTILINE)
