@@ -33,6 +33,7 @@ _DTYPES = {
     **{f"tensor({name})": name for name in ("float16", "int8", "int16", "int32", "int64", "bool")},
     **{f"tensor({name})": name for name in ("uint8", "uint16", "uint32", "uint64")},
 }
+_NO_DATA_FILE = ("External data", "cannot get file size")
 _NOT_ONNX = ("Protobuf parsing failed", "No graph was found", "ModelProto does not have a graph")
 _UNKNOWN_OP = ("No Op registered", "not a registered function/op", "is under development", "No opset import")
 
@@ -177,7 +178,7 @@ def _hint(detail: str) -> str:
         return "Export with a lower opset and without custom operators, or upgrade onnxruntime."
     if "Could not find an implementation" in detail:
         return "The CPU has no kernel for that operator at that type: keep it in float32, or upgrade onnxruntime."
-    if "External data" in detail:
+    if any(sign in detail for sign in _NO_DATA_FILE):
         return "Put the model's data file beside it, under the name that it was saved with."
     return "Check the file with onnx.checker.check_model(path, full_check=True), and export it again."
 
