@@ -11,7 +11,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 LAYERS = ("runtime", "calibration", "export", "compress", "cli")
 MODULES = [path for layer in LAYERS for path in sorted((REPOSITORY / layer).glob("*.py"))]
 
-RUNTIME_MAY_IMPORT = frozenset({"numpy", "onnxruntime", "pydantic", "tomli"})
+RUNTIME_MAY_IMPORT = frozenset({"numpy", "onnxruntime", "pydantic", "tomli", "tomllib"})  # tomllib: stdlib from 3.11 on
 # What a device installs. A layer that is missing here may import any dependency of the project.
 MAY_IMPORT = {"runtime": RUNTIME_MAY_IMPORT, "calibration": RUNTIME_MAY_IMPORT | {"PIL"}}
 # Not part of the base install, so only functions may import it.

@@ -56,7 +56,12 @@ def test_every_package_is_marked_as_typed(wheel: zipfile.ZipFile) -> None:
 
 def test_the_wheel_has_one_console_script_and_the_licence(wheel: zipfile.ZipFile) -> None:
     texts = {name.partition(".dist-info/")[2]: name for name in wheel.namelist() if ".dist-info/" in name}
-    assert wheel.read(texts["entry_points.txt"]).decode().split() == ["[console_scripts]", "tlc", "=", "tlc.cli.main:main"]
+    assert wheel.read(texts["entry_points.txt"]).decode().split() == [
+        "[console_scripts]",
+        "tlc",
+        "=",
+        "tlc.cli.main:main",
+    ]
     assert wheel.read(texts["licenses/LICENSE"]) == (REPOSITORY / "LICENSE").read_bytes()
 
 

@@ -21,7 +21,7 @@ constexpr auto kMinWarmup = std::chrono::milliseconds(200);
 
 // Not std::filesystem: the compilers of the oldest devices need an extra library for it.
 int64_t file_size_bytes(const std::string& path) {
-  struct stat status {};
+  struct stat status{};
   if (stat(path.c_str(), &status) != 0) {
     throw Error("cannot read " + path + ": " + std::strerror(errno), "Name an ONNX file.");
   }

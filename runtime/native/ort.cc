@@ -116,19 +116,17 @@ InputSpec OrtModel::input_spec(size_t index) const {
 
 void OrtModel::bind(std::vector<Buffer>& buffers) {
   const OrtApi& api = library_.api();
-  const auto memory = make<OrtMemoryInfo>(library_, "cannot describe memory", "", api.ReleaseMemoryInfo,
-                                          [&](OrtMemoryInfo** out) {
-                                            return api.CreateCpuMemoryInfo(kArenaAllocator, kDefaultMemory, out);
-                                          });
+  const auto memory = make<OrtMemoryInfo>(
+      library_, "cannot describe memory", "", api.ReleaseMemoryInfo,
+      [&](OrtMemoryInfo** out) { return api.CreateCpuMemoryInfo(kArenaAllocator, kDefaultMemory, out); });
   values_.clear();
   for (size_t i = 0; i < inputs_.size(); ++i) {
     Buffer& buffer = buffers.at(i);
-    values_.push_back(make<OrtValue>(library_, "cannot make input '" + inputs_[i].name + "'", "", api.ReleaseValue,
-                                     [&](OrtValue** out) {
-                                       return api.CreateTensorWithDataAsOrtValue(
-                                           memory.get(), buffer.bytes.data(), buffer.bytes.size(), buffer.shape.data(),
-                                           buffer.shape.size(), inputs_[i].type, out);
-                                     }));
+    values_.push_back(make<OrtValue>(
+        library_, "cannot make input '" + inputs_[i].name + "'", "", api.ReleaseValue, [&](OrtValue** out) {
+          return api.CreateTensorWithDataAsOrtValue(memory.get(), buffer.bytes.data(), buffer.bytes.size(),
+                                                    buffer.shape.data(), buffer.shape.size(), inputs_[i].type, out);
+        }));
   }
 }
 

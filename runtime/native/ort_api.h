@@ -33,31 +33,30 @@ enum OrtElementType : int {
   kDouble = 11,
 };
 
-constexpr int kLogErrors = 3;         // ORT_LOGGING_LEVEL_ERROR
-constexpr int kAllOptimizations = 99; // ORT_ENABLE_ALL
-constexpr int kArenaAllocator = 1;    // OrtArenaAllocator
-constexpr int kDefaultMemory = 0;     // OrtMemTypeDefault
+constexpr int kLogErrors = 3;          // ORT_LOGGING_LEVEL_ERROR
+constexpr int kAllOptimizations = 99;  // ORT_ENABLE_ALL
+constexpr int kArenaAllocator = 1;     // OrtArenaAllocator
+constexpr int kDefaultMemory = 0;      // OrtMemTypeDefault
 
 struct OrtApi {
   using Gap = void (*)();
 
   Gap gap_0[2];
-  const char* (*GetErrorMessage)(const OrtStatus*);                             // 2
-  OrtStatus* (*CreateEnv)(int log_level, const char* log_id, OrtEnv** out);     // 3
+  const char* (*GetErrorMessage)(const OrtStatus*);                          // 2
+  OrtStatus* (*CreateEnv)(int log_level, const char* log_id, OrtEnv** out);  // 3
   Gap gap_4[3];
   OrtStatus* (*CreateSession)(const OrtEnv*, const char* path, const OrtSessionOptions*, OrtSession** out);  // 7
   Gap gap_8[1];
-  OrtStatus* (*Run)(OrtSession*, const void* run_options, const char* const* input_names,
-                    const OrtValue* const* inputs, size_t input_count, const char* const* output_names,
-                    size_t output_count, OrtValue** outputs);                   // 9
-  OrtStatus* (*CreateSessionOptions)(OrtSessionOptions** out);                  // 10
+  OrtStatus* (*Run)(OrtSession*, const void* run_options, const char* const* input_names, const OrtValue* const* inputs,
+                    size_t input_count, const char* const* output_names, size_t output_count, OrtValue** outputs);  // 9
+  OrtStatus* (*CreateSessionOptions)(OrtSessionOptions** out);  // 10
   Gap gap_11[12];
   OrtStatus* (*SetSessionGraphOptimizationLevel)(OrtSessionOptions*, int level);  // 23
-  OrtStatus* (*SetIntraOpNumThreads)(OrtSessionOptions*, int threads);          // 24
-  OrtStatus* (*SetInterOpNumThreads)(OrtSessionOptions*, int threads);          // 25
+  OrtStatus* (*SetIntraOpNumThreads)(OrtSessionOptions*, int threads);            // 24
+  OrtStatus* (*SetInterOpNumThreads)(OrtSessionOptions*, int threads);            // 25
   Gap gap_26[4];
-  OrtStatus* (*SessionGetInputCount)(const OrtSession*, size_t* out);           // 30
-  OrtStatus* (*SessionGetOutputCount)(const OrtSession*, size_t* out);          // 31
+  OrtStatus* (*SessionGetInputCount)(const OrtSession*, size_t* out);   // 30
+  OrtStatus* (*SessionGetOutputCount)(const OrtSession*, size_t* out);  // 31
   Gap gap_32[1];
   OrtStatus* (*SessionGetInputTypeInfo)(const OrtSession*, size_t index, OrtTypeInfo** out);  // 33
   Gap gap_34[2];
@@ -66,29 +65,29 @@ struct OrtApi {
   Gap gap_38[11];
   OrtStatus* (*CreateTensorWithDataAsOrtValue)(const OrtMemoryInfo*, void* data, size_t size_bytes,
                                                const int64_t* shape, size_t rank, OrtElementType,
-                                               OrtValue** out);                 // 49
+                                               OrtValue** out);  // 49
   Gap gap_50[5];
   OrtStatus* (*CastTypeInfoToTensorInfo)(const OrtTypeInfo*, const OrtTensorInfo** out);  // 55, not owned
   Gap gap_56[4];
   OrtStatus* (*GetTensorElementType)(const OrtTensorInfo*, OrtElementType* out);  // 60
-  OrtStatus* (*GetDimensionsCount)(const OrtTensorInfo*, size_t* out);          // 61
+  OrtStatus* (*GetDimensionsCount)(const OrtTensorInfo*, size_t* out);            // 61
   OrtStatus* (*GetDimensions)(const OrtTensorInfo*, int64_t* dims, size_t rank);  // 62, -1 where dynamic
   Gap gap_63[6];
   OrtStatus* (*CreateCpuMemoryInfo)(int allocator_type, int memory_type, OrtMemoryInfo** out);  // 69
   Gap gap_70[6];
-  OrtStatus* (*AllocatorFree)(OrtAllocator*, void*);                            // 76
+  OrtStatus* (*AllocatorFree)(OrtAllocator*, void*);  // 76
   Gap gap_77[1];
-  OrtStatus* (*GetAllocatorWithDefaultOptions)(OrtAllocator** out);             // 78, not owned
+  OrtStatus* (*GetAllocatorWithDefaultOptions)(OrtAllocator** out);  // 78, not owned
   Gap gap_79[13];
-  void (*ReleaseEnv)(OrtEnv*);                                                  // 92
-  void (*ReleaseStatus)(OrtStatus*);                                            // 93
-  void (*ReleaseMemoryInfo)(OrtMemoryInfo*);                                    // 94
-  void (*ReleaseSession)(OrtSession*);                                          // 95
-  void (*ReleaseValue)(OrtValue*);                                              // 96
+  void (*ReleaseEnv)(OrtEnv*);                // 92
+  void (*ReleaseStatus)(OrtStatus*);          // 93
+  void (*ReleaseMemoryInfo)(OrtMemoryInfo*);  // 94
+  void (*ReleaseSession)(OrtSession*);        // 95
+  void (*ReleaseValue)(OrtValue*);            // 96
   Gap gap_97[1];
-  void (*ReleaseTypeInfo)(OrtTypeInfo*);                                        // 98
+  void (*ReleaseTypeInfo)(OrtTypeInfo*);  // 98
   Gap gap_99[1];
-  void (*ReleaseSessionOptions)(OrtSessionOptions*);                            // 100
+  void (*ReleaseSessionOptions)(OrtSessionOptions*);  // 100
 };
 
 struct OrtApiBase {

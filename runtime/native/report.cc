@@ -34,8 +34,8 @@ std::string latency_json(const SamplesNs& samples) {
   return "{\"p50_ms\": " + json_number(summary.p50_ms) + ", \"p90_ms\": " + json_number(summary.p90_ms) +
          ", \"p99_ms\": " + json_number(summary.p99_ms) + ", \"mean_ms\": " + json_number(summary.mean_ms) +
          ", \"min_ms\": " + json_number(summary.min_ms) +
-         ", \"throughput_per_s\": " + json_number(summary.throughput_per_s) +
-         ", \"samples_ms\": " + list(samples, ms) + "}";
+         ", \"throughput_per_s\": " + json_number(summary.throughput_per_s) + ", \"samples_ms\": " + list(samples, ms) +
+         "}";
 }
 
 std::string fixed(double value, int digits) {

@@ -19,12 +19,12 @@ namespace {
 
 int failures = 0;
 
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
+#define CHECK(condition)                                                    \
+  do {                                                                      \
+    if (!(condition)) {                                                     \
       std::printf("%s:%d: not true: %s\n", __FILE__, __LINE__, #condition); \
-      ++failures;                                                          \
-    }                                                                      \
+      ++failures;                                                           \
+    }                                                                       \
   } while (false)
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
@@ -85,8 +85,7 @@ void help_and_version_need_no_model() {
 }
 
 void a_wrong_option_names_value_and_limit() {
-  CHECK(usage_error({"bench", "m", "--threads", "0"}) ==
-        "--threads must be a whole number from 1 to 1024, got '0'");
+  CHECK(usage_error({"bench", "m", "--threads", "0"}) == "--threads must be a whole number from 1 to 1024, got '0'");
   CHECK(contains(usage_error({"bench", "m", "--runs", "1e3"}), "got '1e3'"));
   CHECK(contains(usage_error({"bench", "m", "--runs", "99999999999999999999999"}), "to 10000000, got"));
   CHECK(contains(usage_error({"bench", "m", "--runs", ""}), "got ''"));
@@ -109,8 +108,8 @@ void json_strings_always_parse() {
   CHECK(tlc::json_string(std::string("\x01\0", 2)) == "\"\\u0001\\u0000\"");
   CHECK(tlc::json_string("\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80") == "\"\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80\"");
   CHECK(tlc::json_string("\xFF") == "\"\\ufffd\"");
-  CHECK(tlc::json_string("\xE2\x82") == "\"\\ufffd\\ufffd\"");          // cut off
-  CHECK(tlc::json_string("\xC0\xAF") == "\"\\ufffd\\ufffd\"");          // overlong
+  CHECK(tlc::json_string("\xE2\x82") == "\"\\ufffd\\ufffd\"");             // cut off
+  CHECK(tlc::json_string("\xC0\xAF") == "\"\\ufffd\\ufffd\"");             // overlong
   CHECK(tlc::json_string("\xED\xA0\x80") == "\"\\ufffd\\ufffd\\ufffd\"");  // surrogate
 }
 
@@ -164,8 +163,8 @@ void random_input_is_repeatable_and_in_range() {
 }
 
 void a_report_says_what_was_measured() {
-  const tlc::BenchResult result{"m\".onnx", 1048576, "1.2.3", 1,  0, {{"x", "float32", {1, 3}}}, 20, std::nullopt,
-                                {2000000, 1000000}};
+  const tlc::BenchResult result{"m\".onnx", 1048576,      "1.2.3",           1, 0, {{"x", "float32", {1, 3}}},
+                                20,         std::nullopt, {2000000, 1000000}};
   const std::string json = tlc::json_report(result);
   CHECK(contains(json, "\"model\": \"m\\\".onnx\""));
   CHECK(contains(json, "\"samples_ms\": [2, 1]"));
