@@ -1,0 +1,320 @@
+"""The report's plots, each an `<svg>` element: accuracy against latency, distributions, confusion, classes, stages."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Annotation
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
+
+from tlc.cli.svg import BAD, GOOD, GRID, INK, MUTED, ON_FILL, SERIES, svg
+from tlc.cli.wording import by_name, lineage, points, shortened, significant, top1_interval
+from tlc.runtime.report import ClassChange, Measurement, Report
+
+MAX_CLASSES = 20
+"""Of a confusion matrix or a per-class plot; above, only those that changed most are drawn."""
+_MOST_CHANGED = 12  # classes of a confusion matrix that cannot show all
+_MAX_COUNTS = 12  # classes up to which the cells have room for their counts
+
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (3, 1.5)), (0, (1, 1.2)), (0, (7, 1.5, 1.2, 1.5)), (0, (9, 3)))
+
+
+def _style(report: Report, row: Measurement) -> tuple[str, str, Any]:
+    """Return the (colour, marker, dashes) that a measurement has in every plot."""
+    index = [other.name for other in report.measurements].index(row.name)
+    return SERIES[index % len(SERIES)], _MARKERS[index % len(_MARKERS)], _DASHES[index % len(_DASHES)]
+
+
+def accuracy_against_latency(report: Report) -> str:
+    """Each measurement as a labelled point: p50 with the 10th to 90th percentile, top-1 with its 95 % interval."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.grid(visible=True)
+        for row in report.measurements:
+            colour, marker, _ = _style(report, row)
+            top1 = top1_interval(row.accuracy)
+            low, high = np.quantile(row.latency.samples_ms, [0.1, 0.9]).tolist()
+            x, y = row.latency.p50_ms, 100 * top1.estimate
+            axes.errorbar(
+                [x],
+                [y],
+                xerr=[[max(0.0, x - low)], [max(0.0, high - x)]],
+                yerr=[[max(0.0, y - 100 * top1.low)], [max(0.0, 100 * top1.high - y)]],
+                fmt=marker,
+                color=colour,
+                markersize=10 if row.name == report.chosen else 6,
+                elinewidth=1.2,
+                capsize=3,
+            )
+        axes.set_xlim(0, 1.15 * max(row.latency.p50_ms for row in report.measurements))
+        floor = 100 * report.measurements[0].accuracy.top1 - report.max_drop_points
+        axes.axhline(floor, color=MUTED, linewidth=1, dashes=(4, 3))
+        axes.margins(y=0.15)
+        axes.set_xlabel("p50 latency, ms (left is better)")
+        axes.set_ylabel("top-1, % (up is better)")
+        figure.draw_without_rendering()  # lays out, so that places are final
+        _label_points(axes, report, floor)
+
+    said = (
+        f"{row.name} {significant(row.latency.p50_ms)} ms and {100 * row.accuracy.top1:.2f} %"
+        for row in report.measurements
+    )
+    return svg(draw, height=300, name="accuracy-latency", label="Top-1 against p50 latency: " + "; ".join(said))
+
+
+def _label_points(axes: Axes, report: Report, floor: float) -> None:
+    """Write each label at the nearest place where it covers no point and no other label."""
+    places = [(row.latency.p50_ms, 100 * row.accuracy.top1) for row in report.measurements]
+    centres = [axes.transData.transform(place) for place in places]
+    taken = [Bbox.from_extents(x - 7, y - 7, x + 7, y + 7) for x, y in centres]
+    budget = _note(axes, f"budget: {points(-report.max_drop_points)} points", (axes.get_xlim()[1], floor), MUTED)
+    budget.set(ha="right", va="top", position=(-2, -3), fontsize=10)
+    taken.append(budget.get_window_extent())
+    for row, place, (x, y) in zip(report.measurements, places, centres, strict=True):
+        text = f"{row.name} (ships)" if row.name == report.chosen else row.name
+        label = _note(axes, text, place, INK)
+        width, height = label.get_window_extent().size
+        for left, bottom, far in _candidates(width, height):
+            box = Bbox.from_bounds(x + left, y + bottom, width, height)
+            outside = box.x0 < axes.bbox.x0 or box.x1 > axes.bbox.x1 or box.y0 < axes.bbox.y0 or box.y1 > axes.bbox.y1
+            if not outside and box.count_overlaps(taken) == 0:
+                break
+        taken.append(box)
+        label.set_position((left, bottom))
+        if far:
+            ends = np.clip(centres[0] * 0 + [x, y], [box.x0, box.y0], [box.x1, box.y1]) - [x, y]
+            line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 5}
+            axes.annotate("", place, ends, textcoords="offset points", arrowprops=line).set_in_layout(False)
+
+
+def _note(axes: Axes, text: str, place: tuple[float, float], colour: str) -> Annotation:
+    note = axes.annotate(text, place, (0, 0), textcoords="offset points", color=colour)
+    note.set_in_layout(False)
+    return note
+
+
+def _candidates(width: float, height: float) -> list[tuple[float, float, bool]]:
+    """Return (left, bottom, needs a line) of places around a point, the best first."""
+    found = []
+    for radius in (9, 22, 36, 52, 70, 90):
+        for angle in (45, 135, -45, -135, 0, 180, 90, -90):
+            dx, dy = round(math.cos(math.radians(angle)), 3), round(math.sin(math.radians(angle)), 3)
+            # The corner or edge of the box that faces the point lies on the circle.
+            found.append((radius * dx - width * (1 - dx) / 2, radius * dy - height * (1 - dy) / 2, radius > 9))
+    return found
+
+
+def latency_distributions(report: Report) -> str:
+    """The share of inferences that finished within a time, one curve a measurement (ECDF), on a logarithmic axis."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.grid(visible=True)
+        axes.set_xscale("log")
+        for row in report.measurements:
+            colour, _, dashes = _style(report, row)
+            ordered = np.sort(row.latency.samples_ms)
+            share = np.arange(1, len(ordered) + 1) / len(ordered)
+            width = 2.4 if row.name == report.chosen else 1.5
+            axes.step(
+                np.concatenate([ordered[:1], ordered]),
+                np.concatenate([[0.0], share]),
+                where="post",
+                color=colour,
+                linestyle=dashes,
+                linewidth=width,
+                label=f"{row.name}, p50 {significant(row.latency.p50_ms)} ms",
+            )
+        low = min(row.latency.min_ms for row in report.measurements)
+        high = max(float(np.quantile(row.latency.samples_ms, 0.995)) for row in report.measurements)
+        _log_ticks(axes, 0.9 * low, 1.1 * high)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 0.9, 1], ["0", "25", "50", "75", "90", "100"])
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel("latency, ms (logarithmic)")
+        axes.set_ylabel("finished within, % of inferences")
+        figure.legend(loc="outside lower center", ncols=2, fontsize=10)
+
+    said = (
+        f"{row.name} p50 {significant(row.latency.p50_ms)}, p99 {significant(row.latency.p99_ms)} ms"
+        for row in report.measurements
+    )
+    return svg(draw, height=340, name="latency", label="Latency distributions: " + "; ".join(said))
+
+
+def _log_ticks(axes: Axes, low: float, high: float) -> None:
+    """Set limits, and ticks at 1, 2, 5 x 10^n, finer where the range is small."""
+    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), tuple(i / 10 for i in range(10, 100, 2))):
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+        if len(ticks) >= 3:
+            break
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def confusion_classes(report: Report) -> list[int]:
+    """Return the indices of the classes that the confusion matrices show: all, or those that changed most."""
+    before = np.asarray(report.measurements[0].accuracy.confusion)
+    change = np.abs(np.asarray(by_name(report, report.chosen).accuracy.confusion) - before)
+    if len(before) <= MAX_CLASSES:
+        return list(range(len(before)))
+    effect = change.sum(0) + change.sum(1)
+    return sorted(np.argsort(-effect, kind="stable")[:_MOST_CHANGED].tolist())
+
+
+def confusion(report: Report, name: str) -> str:
+    """The confusion matrix of one measurement: rows are true classes. Colour is the share of the row."""
+    shown = confusion_classes(report)
+    row = by_name(report, name)
+    counts, shares = _cells(row, shown)
+    worst = max(
+        float(np.max(_errors(_cells(other, shown)[1]), initial=0.0))
+        for other in (report.measurements[0], by_name(report, report.chosen))
+    )
+    labels = [shortened(report.data.classes[i], 14) for i in shown]
+    columns = [*labels, "others"] if counts.shape[1] > len(shown) else labels
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        font = 10 if len(shown) <= _MAX_COUNTS else 8
+        for (i, j), value in np.ndenumerate(counts):
+            right = i == j
+            strength = shares[i, j] if right else shares[i, j] / worst if worst else 0.0
+            if value:
+                alpha = 0.06 + 0.9 * float(strength)
+                axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, color=SERIES[1 if right else 2], alpha=alpha, lw=0))
+            if value and len(shown) <= _MAX_COUNTS:
+                colour = ON_FILL if strength > 0.55 else INK
+                size = 8 if counts.max() >= 1000 else 9
+                axes.text(j, i, str(value), ha="center", va="center", color=colour, fontsize=size)
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=font)
+        axes.set_yticks(range(len(shown)), labels, fontsize=font)
+        axes.tick_params(length=0)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        axes.spines[:].set_visible(True)
+        axes.spines[:].set_color(GRID)
+        axes.set_aspect("equal")
+
+    label = f"Confusion matrix of {name}: {row.accuracy.correct} of {row.accuracy.samples} samples on the diagonal"
+    return svg(draw, height=440, name=f"confusion-{name}", label=label)
+
+
+def _cells(row: Measurement, shown: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return counts and shares of the true class, (shown, shown), with a last column for all other predictions."""
+    matrix = np.asarray(row.accuracy.confusion, dtype=np.int64)
+    rows = matrix[list(shown)]
+    counts = rows[:, list(shown)]
+    if len(shown) < len(matrix):
+        counts = np.column_stack([counts, rows.sum(1) - counts.sum(1)])
+    return counts, counts / np.maximum(rows.sum(1, keepdims=True), 1)
+
+
+def _errors(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    errors = shares.copy()
+    np.fill_diagonal(errors, 0.0)
+    return errors
+
+
+def changes_shown(changes: Sequence[ClassChange]) -> list[ClassChange]:
+    """Return the classes that the per-class plot shows: worst first, the worst `MAX_CLASSES` if there are more."""
+    return sorted(changes, key=lambda item: item.change_points.estimate)[:MAX_CLASSES]
+
+
+def class_changes(report: Report, changes: Sequence[ClassChange]) -> str:
+    """Change of each class's recall in points with its 95 % interval, worst first."""
+    shown = changes_shown(changes)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.grid(visible=True, axis="x")
+        axes.axvline(0, color=INK, linewidth=1)
+        for place, item in enumerate(shown):
+            change = item.change_points
+            sure = change.high < 0 or change.low > 0
+            colour = MUTED if not sure else BAD if change.high < 0 else GOOD
+            reach = [[max(0.0, change.estimate - change.low)], [max(0.0, change.high - change.estimate)]]
+            marker = "o" if not sure else "v" if change.high < 0 else "^"
+            axes.errorbar(
+                [change.estimate],
+                [place],
+                xerr=reach,
+                fmt=marker,
+                color=colour,
+                markersize=6,
+                markerfacecolor=colour if sure else "none",
+                elinewidth=1.4,
+                capsize=2.5,
+            )
+        axes.set_yticks(range(len(shown)), [f"{shortened(item.name, 22)} ({item.support})" for item in shown])
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(7))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0"))
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("change of recall, points (right is better)")
+
+    worst = f"; worst {shown[0].name} {points(shown[0].change_points.estimate)} points" if shown else ""
+    label = f"Change of recall per class from {report.measurements[0].name} to {report.chosen}{worst}"
+    return svg(draw, height=80 + 19.0 * max(3, len(shown)), name="classes", label=label)
+
+
+def stage_contributions(report: Report) -> str:
+    """From the original to the chosen file, step by step: p50, and the change of top-1 against the original."""
+    chain = lineage(report)
+
+    def draw(figure: Figure) -> None:
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.25, 1])
+        left.grid(visible=True, axis="x")
+        right.grid(visible=True, axis="x")
+        right.axvline(0, color=INK, linewidth=1)
+        right.axvline(-report.max_drop_points, color=MUTED, linewidth=1, dashes=(4, 3))
+        longest = max(row.latency.p50_ms for row in chain)
+        for place, row in enumerate(chain):
+            colour, marker, _ = _style(report, row)
+            left.barh([place], [row.latency.p50_ms], height=0.55, color=colour)
+            _step_label(left, place, row, chain[place - 1] if place else None, longest)
+            if row.change:
+                change = row.change.change_points
+                reach = [[max(0.0, change.estimate - change.low)], [max(0.0, change.high - change.estimate)]]
+                right.errorbar([change.estimate], [place], xerr=reach, fmt=marker, color=colour, capsize=3)
+        left.set_yticks(range(len(chain)), [row.name for row in chain])
+        left.set_ylim(len(chain) - 0.4, -0.7)
+        left.set_xlim(0, longest * 1.02)
+        left.set_xlabel("p50, ms")
+        right.set_xlabel("top-1 against original, points")
+        right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
+        right.xaxis.set_major_locator(MaxNLocator(5))
+        left.tick_params(axis="y", length=0)
+        right.tick_params(axis="y", length=0)
+
+    said = (f"{row.name} {significant(row.latency.p50_ms)} ms" for row in chain)
+    return svg(draw, height=90 + 40.0 * len(chain), name="stages", label="p50 after each step: " + ", ".join(said))
+
+
+def _step_label(axes: Axes, place: int, row: Measurement, before: Measurement | None, longest: float) -> None:
+    text = f"{significant(row.latency.p50_ms)} ms"
+    if before is not None:
+        text += f", ÷{significant(before.latency.p50_ms / row.latency.p50_ms)}"
+    inside = row.latency.p50_ms > 0.5 * longest
+    axes.annotate(
+        text,
+        (row.latency.p50_ms, place),
+        (-5 if inside else 5, 0),
+        textcoords="offset points",
+        ha="right" if inside else "left",
+        va="center",
+        color=ON_FILL if inside else INK,
+        fontsize=10,
+    )
