@@ -48,7 +48,7 @@ def require_free_space(path: Path, needed_bytes: int) -> None:
         )
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path`, replacing what was there in one step; `path` is untouched when anything fails.
 
     Raises TlcError when the disk is full or the place cannot be written.
