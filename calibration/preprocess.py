@@ -52,21 +52,36 @@ class Preprocess(BaseModel):
         """(C, H, W)"""
         return (self.channel_count, *self.size)
 
+    def resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the (width, height) that `resized` gives to an image of `width` x `height` pixels."""
+        if self.resize is None:
+            return width, height
+        if isinstance(self.resize, tuple):
+            return self.resize[1], self.resize[0]
+        short = min(width, height)
+        # torchvision's rule: the long side is truncated, not rounded.
+        return int(self.resize * width / short), int(self.resize * height / short)
+
     def resized(self, image: Image.Image) -> NDArray[np.uint8]:
         """Return `image` converted and resized but not cropped: (H', W', C) uint8, RGB or gray."""
         image = image.convert(_PIL_MODE[self.channels])
-        if self.resize is not None:
-            width, height = image.size
-            if isinstance(self.resize, int):
-                short = min(width, height)
-                # torchvision's rule: the long side is truncated, not rounded.
-                new_height, new_width = int(self.resize * height / short), int(self.resize * width / short)
-            else:
-                new_height, new_width = self.resize
-            if (new_width, new_height) != image.size:
-                image = image.resize((new_width, new_height), _PIL_FILTER[self.interpolation])
+        size = self.resized_size(*image.size)
+        if size != image.size:
+            image = image.resize(size, _PIL_FILTER[self.interpolation])
         pixels = np.asarray(image)
         return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+    def resized_values(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return floating values (H, W, C), C = 1 or 3 (RGB), as `resized` does: (H', W', C') float32."""
+        count = self.channel_count
+        if values.shape[2] > count:
+            # ITU-R 601-2 luma, as Pillow's conversion of RGB to gray.
+            values = values @ np.array([[0.299], [0.587], [0.114]], np.float32)
+        size = self.resized_size(values.shape[1], values.shape[0])
+        if size != (values.shape[1], values.shape[0]):
+            planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in values.transpose(2, 0, 1)]
+            values = np.stack([np.asarray(p.resize(size, _PIL_FILTER[self.interpolation])) for p in planes], axis=-1)
+        return np.repeat(values, count, axis=2) if values.shape[2] < count else values
 
     def cropped(self, pixels: NDArray[np.generic]) -> NDArray[np.generic]:
         """Return the centre (size) of pixels (..., H', W', C); smaller images are padded with zeros, as torchvision."""
@@ -80,14 +95,17 @@ class Preprocess(BaseModel):
         return pixels[..., top : top + height, left : left + width, :]
 
     def normalised(self, pixels: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Turn (N, H, W, C) uint8 in [0, 255], or floating values as they are, into (N, C, H, W) float32 model input."""
+        """Turn (N, H, W, C), uint8 in [0, 255] or floats as they are, into model input (N, C, H, W) float32."""
         if self.channels == "bgr":
             pixels = pixels[..., ::-1]
         divisor = np.float32(255 if pixels.dtype == np.uint8 else 1)
-        scale = 1 / (np.asarray(self.std, np.float32) * divisor)
-        shift = np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
-        values = pixels.astype(np.float32) * scale - shift
-        return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+        std = np.asarray(self.std, np.float32)[:, None, None]
+        shift: NDArray[np.float32] = np.asarray(self.mean, np.float32)[:, None, None] / std
+        # Channels move to the front while the type changes: one pass over memory in place of three.
+        values = pixels.transpose(0, 3, 1, 2).astype(np.float32, order="C")
+        values *= 1 / (std * divisor)
+        values -= shift
+        return values
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """Return the model input (1, C, H, W) float32 for one image."""
