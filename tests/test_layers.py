@@ -33,10 +33,10 @@ def imported_names(tree: ast.Module) -> Iterator[tuple[str, int, bool]]:
             # `from tlc import compress` names its layer after the import keyword.
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
-            names = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+            names = [str(argument.value) for argument in node.args if isinstance(argument, ast.Constant)]
         else:
             continue
-        yield from ((str(name), node.lineno, id(node) in lazy) for name in names)
+        yield from ((name, node.lineno, id(node) in lazy) for name in names)
 
 
 def violations(source: str, layer: str) -> list[str]:

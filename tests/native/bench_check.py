@@ -1,4 +1,4 @@
-"""Run `tlc-run bench` on real files: bench_check.py TLC_RUN. Exit status 77 says that this Python lacks what it needs."""
+"""Run `tlc-run bench` on real files: bench_check.py TLC_RUN. Exit status 77 says that this Python lacks packages."""
 
 import json
 import subprocess
@@ -47,7 +47,7 @@ class Bench:
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Return the finished process; its environment is `environment` and nothing else."""
-        command = [self.program, *arguments]
+        command = [str(self.program), *arguments]
         return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
 
     def json(self, *arguments: str) -> dict[str, object]:

@@ -32,7 +32,7 @@ def report(tlc_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", [x], [y])
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), model)
     (library,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.*")
-    command = [tlc_run, "bench", model, "--runs", "30", "--json", "--ort-lib", library]
+    command = [str(tlc_run), "bench", str(model), "--runs", "30", "--json", "--ort-lib", str(library)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     parsed: dict[str, object] = json.loads(done.stdout)
