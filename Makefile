@@ -46,7 +46,8 @@ format: $(STAMP) ## write what `make lint` asks of the style
 	$(BIN)/clang-format -i $(NATIVE_SOURCES)
 
 native: $(STAMP) ## build build/native/tlc-run and run its tests
-	$(BIN)/cmake -S . -B build/native -DTLC_PYTHON=$(CURDIR)/$(BIN)/python -DTLC_REQUIRE_ALL_TESTS=ON
+	$(BIN)/cmake -S . -B build/native -DTLC_WARNINGS_AS_ERRORS=ON -DTLC_REQUIRE_ALL_TESTS=ON \
+		-DTLC_PYTHON=$(CURDIR)/$(BIN)/python
 	$(BIN)/cmake --build build/native --parallel 2
 	$(BIN)/ctest --test-dir build/native --output-on-failure
 
