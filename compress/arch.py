@@ -70,7 +70,7 @@ def _option_text(value: JsonValue) -> str:
 def parse_arch(text: str) -> Architecture:
     """Read an `--arch`; runs nothing of a FILE.py.
 
-    Raises UsageError for an unknown form or name (with the closest ones), TlcError for a file or folder that is not there.
+    Raises UsageError for an unknown form or name (with the closest ones), TlcError for a missing file or folder.
     """
     body, _, query = text.partition("?")
     options = _parse_options(text, query)
@@ -83,7 +83,7 @@ def parse_arch(text: str) -> Architecture:
         from tlc.compress.hf import read_folder
 
         return Architecture(kind="hf", name=rest, config=read_folder(Path(rest)), options=options)
-    file, colon, function = body.rpartition(":")
+    file, colon, _function_name = body.rpartition(":")
     if colon and file.endswith(".py"):
         path = Path(file)
         if not path.is_file():
