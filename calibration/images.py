@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tif
 MAX_IMAGE_PIXELS = 90_000_000
 """About Pillow's own limit: a larger picture is taken for a decompression bomb."""
 
-_FORMATS = ("JPEG", "MPO", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # Never EPS: Pillow would start Ghostscript.
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # Never EPS: Pillow would start Ghostscript.
 _SMALL_PIXELS = 64 * 64
 _CHUNK = 64
 _T = TypeVar("_T")

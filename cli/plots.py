@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tlc.cli.svg import BAD, GOOD, GRID, INK, MUTED, ON_FILL, SERIES, svg
 from tlc.cli.wording import by_name, lineage, points, shortened, significant, top1_interval
-from tlc.runtime.report import ClassChange, Measurement, Report
+from tlc.runtime.report import ClassChange, Interval, Measurement, Report
 
 MAX_CLASSES = 20
 """Of a confusion matrix or a per-class plot; above, only those that changed most are drawn."""
@@ -42,12 +42,12 @@ def accuracy_against_latency(report: Report) -> str:
             colour, marker, _ = _style(report, row)
             top1 = top1_interval(row.accuracy)
             low, high = np.quantile(row.latency.samples_ms, [0.1, 0.9]).tolist()
-            x, y = row.latency.p50_ms, 100 * top1.estimate
+            p50_ms = row.latency.p50_ms
             axes.errorbar(
-                [x],
-                [y],
-                xerr=[[max(0.0, x - low)], [max(0.0, high - x)]],
-                yerr=[[max(0.0, y - 100 * top1.low)], [max(0.0, 100 * top1.high - y)]],
+                [p50_ms],
+                [100 * top1.estimate],
+                xerr=_reach(Interval(estimate=p50_ms, low=low, high=high)),
+                yerr=100 * np.array(_reach(top1)),
                 fmt=marker,
                 color=colour,
                 markersize=10 if row.name == report.chosen else 6,
@@ -67,7 +67,7 @@ def accuracy_against_latency(report: Report) -> str:
         f"{row.name} {significant(row.latency.p50_ms)} ms and {100 * row.accuracy.top1:.2f} %"
         for row in report.measurements
     )
-    return svg(draw, height=300, name="accuracy-latency", label="Top-1 against p50 latency: " + "; ".join(said))
+    return svg(draw, height=340, name="accuracy-latency", label="Top-1 against p50 latency: " + "; ".join(said))
 
 
 def _label_points(axes: Axes, report: Report, floor: float) -> None:
@@ -90,7 +90,7 @@ def _label_points(axes: Axes, report: Report, floor: float) -> None:
         taken.append(box)
         label.set_position((left, bottom))
         if far:
-            ends = np.clip(centres[0] * 0 + [x, y], [box.x0, box.y0], [box.x1, box.y1]) - [x, y]
+            ends = (np.clip(x, box.x0, box.x1) - x, np.clip(y, box.y0, box.y1) - y)
             line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 5}
             axes.annotate("", place, ends, textcoords="offset points", arrowprops=line).set_in_layout(False)
 
@@ -209,7 +209,7 @@ def confusion(report: Report, name: str) -> str:
         axes.set_aspect("equal")
 
     label = f"Confusion matrix of {name}: {row.accuracy.correct} of {row.accuracy.samples} samples on the diagonal"
-    return svg(draw, height=440, name=f"confusion-{name}", label=label)
+    return svg(draw, height=440, name="before" if row is report.measurements[0] else "after", label=label)
 
 
 def _cells(row: Measurement, shown: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -226,6 +226,12 @@ def _errors(shares: NDArray[np.float64]) -> NDArray[np.float64]:
     errors = shares.copy()
     np.fill_diagonal(errors, 0.0)
     return errors
+
+
+def _reach(interval: Interval) -> list[list[float]]:
+    """Return the lengths of an error bar to the left and to the right."""
+    middle = interval.estimate
+    return [[max(0.0, middle - interval.low)], [max(0.0, interval.high - middle)]]
 
 
 def changes_shown(changes: Sequence[ClassChange]) -> list[ClassChange]:
@@ -245,12 +251,11 @@ def class_changes(report: Report, changes: Sequence[ClassChange]) -> str:
             change = item.change_points
             sure = change.high < 0 or change.low > 0
             colour = MUTED if not sure else BAD if change.high < 0 else GOOD
-            reach = [[max(0.0, change.estimate - change.low)], [max(0.0, change.high - change.estimate)]]
             marker = "o" if not sure else "v" if change.high < 0 else "^"
             axes.errorbar(
                 [change.estimate],
                 [place],
-                xerr=reach,
+                xerr=_reach(change),
                 fmt=marker,
                 color=colour,
                 markersize=6,
@@ -285,10 +290,8 @@ def stage_contributions(report: Report) -> str:
             colour, marker, _ = _style(report, row)
             left.barh([place], [row.latency.p50_ms], height=0.55, color=colour)
             _step_label(left, place, row, chain[place - 1] if place else None, longest)
-            if row.change:
-                change = row.change.change_points
-                reach = [[max(0.0, change.estimate - change.low)], [max(0.0, change.high - change.estimate)]]
-                right.errorbar([change.estimate], [place], xerr=reach, fmt=marker, color=colour, capsize=3)
+            change = row.change.change_points if row.change else Interval(estimate=0, low=0, high=0)
+            right.errorbar([change.estimate], [place], xerr=_reach(change), fmt=marker, color=colour, capsize=3)
         left.set_yticks(range(len(chain)), [row.name for row in chain])
         left.set_ylim(len(chain) - 0.4, -0.7)
         left.set_xlim(0, longest * 1.02)
@@ -298,6 +301,8 @@ def stage_contributions(report: Report) -> str:
         right.xaxis.set_major_locator(MaxNLocator(5))
         left.tick_params(axis="y", length=0)
         right.tick_params(axis="y", length=0)
+        right.spines["left"].set_visible(False)
+        figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr, call-arg]
 
     said = (f"{row.name} {significant(row.latency.p50_ms)} ms" for row in chain)
     return svg(draw, height=90 + 40.0 * len(chain), name="stages", label="p50 after each step: " + ", ".join(said))

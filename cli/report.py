@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -45,7 +45,7 @@ def print_report(report: Report, console: Console) -> None:
 
     columns = list(COLUMNS)
     table = _table(report, columns, console)
-    while len(columns) > 3 and _width(table, console) > console.width:
+    while len(columns) > 2 and _width(table, console) > console.width:
         columns.remove(max(columns, key=lambda column: column.rank))
         table = _table(report, columns, console)
     console.print(table)
@@ -98,7 +98,7 @@ def _rendered(template: str, report: Report) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(code=_code, plain=_plain, svg=Markup, flat=wording.flat, json=wording.as_json)
+    environment.filters.update(code=_code, plain=_plain, svg=Markup, interval=_interval, flat=wording.flat, json=wording.as_json)
     return environment.get_template(template).render(_context(report))
 
 
@@ -116,6 +116,11 @@ def _context(report: Report) -> dict[str, Any]:
         "scores": {row.name: {score.name: score for score in row.accuracy.per_class} for row in (original, chosen)},
         "samples": len(original.latency.samples_ms),
     }
+
+
+def _interval(text: str) -> Markup:
+    """Return `text` as HTML, its bounds (`[low, high]`) set smaller than its estimate."""
+    return Markup(re.sub(r"(\[.*?\])", r'<span class="ci">\1</span>', str(escape(text))))  # noqa: S704 (escaped)
 
 
 def _code(text: str) -> str:

@@ -56,7 +56,7 @@ _RC: dict[str, Any] = {
 def svg(draw: Callable[[Figure], None], *, height: float, name: str, label: str) -> str:
     """Return what `draw` puts on an empty figure as an `<svg>` element that scales to its container.
 
-    `name` keeps the identifiers of the plots in one page apart; `label` is read out in place of the plot.
+    `name` is its class, and keeps the identifiers of the plots in one page apart; `label` is read out in place of the plot.
     """
     text = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -73,7 +73,7 @@ def svg(draw: Callable[[Figure], None], *, height: float, name: str, label: str)
     body = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", found[2], count=1, flags=re.DOTALL)
     # Only inside tags: what a class is called is text, where '<' and '>' are escaped.
     body = re.sub(r"<[^>]*>", _themed, body)
-    return f'<svg class="plot" role="img" aria-label="{escape(label)}" viewBox="{found[1]}">{body}</svg>'
+    return f'<svg class="plot {name}" role="img" aria-label="{escape(label)}" viewBox="{found[1]}">{body}</svg>'
 
 
 def _themed(tag: re.Match[str]) -> str:

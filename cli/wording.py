@@ -53,6 +53,16 @@ def count(value: int) -> str:
     return _scaled(value, ("", "k", "M", "G", "T"))
 
 
+def grouped(value: int) -> str:
+    """Return an exact count with its thousands apart: `10,000`."""
+    return f"{value:,}"
+
+
+def plural(value: int, noun: str) -> str:
+    """Return `1 file` or `2 files`."""
+    return f"{grouped(value)} {noun}{'' if value == 1 else 's'}"
+
+
 def percent(ratio: float | None) -> str:
     """Return a ratio in percent with two decimals; a dash for None."""
     return "–" if ratio is None else f"{100 * ratio:.2f}"
@@ -195,6 +205,12 @@ def lineage(report: Report) -> list[Measurement]:
     return chain
 
 
+def budget_sure(report: Report) -> bool:
+    """Return whether even the lower bound of the chosen file's change lies within the budget."""
+    change = by_name(report, report.chosen).change
+    return change is None or change.change_points.low >= -report.max_drop_points
+
+
 def budget_words(report: Report) -> str:
     """Return what the chosen file's measured drop says about the budget, and what it leaves open."""
     change = by_name(report, report.chosen).change
@@ -204,7 +220,7 @@ def budget_words(report: Report) -> str:
     drop = change.change_points
     if not report.budget_met:
         return f"Misses {limit}: measured {points_interval(drop)} points."
-    if drop.low >= -report.max_drop_points:
+    if budget_sure(report):
         return f"Within {limit}, and so is the whole 95 % interval: {points_interval(drop)} points."
     return (
         f"Within {limit} as measured; the 95 % interval [{points(drop.low)}, {points(drop.high)}] "
@@ -230,7 +246,7 @@ def regression_words(report: Report) -> str:
     gained = f"{better} gained" if better else "none gained"
     return (
         f"{lost} by an interval that excludes zero; {gained}. The 95 % intervals are per class: "
-        f"of {total} unchanged classes about {significant(0.05 * total, 2)} would exclude zero by chance."
+        f"of {total} unchanged classes about {round(0.05 * total, 1):g} would exclude zero by chance."
     )
 
 

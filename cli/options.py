@@ -1,0 +1,109 @@
+"""Options that several commands share, and how they become a recipe."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from tlc.compress.recipe import Recipe
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_PATH = click.Path(path_type=Path)
+
+MODEL_KEYS = {
+    "arch": "model.arch",
+    "num_classes": "model.num_classes",
+    "input_shape": "model.preprocess.input",
+    "resize": "model.preprocess.resize",
+    "mean": "model.preprocess.mean",
+    "std": "model.preprocess.std",
+    "interpolation": "model.preprocess.interpolation",
+    "channels": "model.preprocess.channels",
+}
+OTHER_KEYS = {
+    "data": "data.path",
+    "skip_bad": "data.skip_bad",
+    "target": "target",
+    "seed": "seed",
+    "max_drop": "max_drop_points",
+    "student": "distill.student",
+    "epochs": "train.epochs",
+    "prune": "prune.ratio",
+}
+
+
+def _numbers(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.replace(",", " ").split())
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not a list of numbers such as 0.485,0.456,0.406") from error
+
+
+def _shape(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    parts = value.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"{value!r} is not CxHxW, such as 3x224x224")
+    return tuple(int(part) for part in parts)
+
+
+def model_options(function: F) -> F:
+    """Add the options that say what the model is and how it wants its images."""
+    for option in reversed(
+        [
+            click.option("--arch", help="torchvision:NAME, timm:NAME, FILE.py:FUNCTION or hf:DIR."),
+            click.option("--num-classes", type=click.IntRange(2), help="Where the weights do not tell."),
+            click.option("--input", "input_shape", callback=_shape, metavar="CxHxW", help="The model's input."),
+            click.option("--resize", metavar="N|HxW|none", help="Before the crop: short side, exact size, or nothing."),
+            click.option("--mean", callback=_numbers, metavar="A,B,C", help="Per channel, of values in [0, 1]."),
+            click.option("--std", callback=_numbers, metavar="A,B,C", help="Per channel, of values in [0, 1]."),
+            click.option("--interpolation", type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"])),
+            click.option("--channels", type=click.Choice(["rgb", "bgr", "gray"])),
+        ]
+    ):
+        function = option(function)
+    return function
+
+
+def data_options(*, required: bool) -> Callable[[F], F]:
+    """Add the options that say where the data is."""
+
+    def add(function: F) -> F:
+        function = click.option("--skip-bad", is_flag=True, default=None, help="Leave unreadable images out.")(function)
+        return click.option(
+            "--data", type=_PATH, required=required, help="ImageFolder directory, .zip or .tar of it, or .npz."
+        )(function)
+
+    return add
+
+
+def recipe_options(function: F) -> F:
+    """Add `--recipe`, `--set` and the settings that every command with a recipe has."""
+    for option in reversed(
+        [
+            click.option("--recipe", "recipe_file", type=_PATH, help="TOML file of settings; `tlc init` writes one."),
+            click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting of the recipe."),
+            click.option("--target", help="Device: a name of `tlc targets`, or FILE.toml.  [default: cpu-x86]"),
+            click.option("--seed", type=click.IntRange(0), help="Seed of every random choice.  [default: 0]"),
+        ]
+    ):
+        function = option(function)
+    return function
+
+
+def recipe_from(options: Mapping[str, Any], model: Path | None = None) -> "Recipe":
+    """Return the recipe of `--recipe`, then the options, then `--set`, the later ones on top."""
+    from tlc.compress.recipe import parse_override, read_recipe
+
+    overrides: dict[str, object] = {} if model is None else {"model.path": model}
+    for name, key in {**MODEL_KEYS, **OTHER_KEYS}.items():
+        if options.get(name) is not None:
+            overrides[key] = options[name]
+    overrides.update(parse_override(text) for text in options.get("settings", ()))
+    return read_recipe(options.get("recipe_file"), overrides)

@@ -1,0 +1,72 @@
+"""What a run would do and about how long it would take, without doing it."""
+
+import copy
+import time
+
+import torch
+
+from tlc.compress.pipeline import Plan
+from tlc.compress.train import bf16_is_fast
+
+_TIMED_STEPS = 3
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """Return the plan as lines of text; times come from a few timed training steps of the original on noise."""
+    step_s, forward_s = _seconds_per_sample(plan)
+    recipe, splits, count = plan.recipe, plan.splits, len(plan.splits.fit)
+    lines = [
+        f"model      {recipe.model.path} ({plan.model.arch.text}, {plan.model.num_classes} classes, "
+        f"input {'x'.join(map(str, plan.model.preprocess.input_shape))})",
+        f"data       {splits.path}: {count} to train on, {len(splits.holdout)} held out, "
+        f"{len(splits.evaluation)} to evaluate on",
+        f"target     {plan.target.name}, budget {recipe.max_drop_points:g} points of top-1",
+    ]
+    teacher_s = min(recipe.distill.views, max(1, recipe.train.epochs)) * count * forward_s
+    if plan.student.value is None:
+        lines.append(f"distill    no: {plan.student.reason}")
+    else:
+        seconds = recipe.train.epochs * count * step_s + teacher_s
+        lines.append(
+            f"distill    student {plan.student.value}, {recipe.train.epochs} epochs, at most {_duration(seconds)}"
+        )
+    if plan.prune.value is None:
+        lines.append(f"prune      no: {plan.prune.reason}")
+    else:
+        epochs = recipe.prune.steps * recipe.prune.recovery_epochs
+        lines.append(
+            f"prune      {100 * float(plan.prune.value):.0f} % of the channels in {recipe.prune.steps} steps, "
+            f"{epochs} epochs of recovery, at most {_duration(epochs * count * step_s)}"
+        )
+    lines += [
+        f"quantize   INT8, calibrated on {min(recipe.quantize.samples, count)} training images",
+        f"measure    {recipe.measure.rounds} rounds of {recipe.measure.block} runs of each file, "
+        f"{plan.target.threads} thread; accuracy on {len(splits.evaluation)} images",
+    ]
+    return lines
+
+
+def _seconds_per_sample(plan: Plan) -> tuple[float, float]:
+    """Return seconds of a training step and of a forward pass of the original, each divided by the batch size."""
+    size = min(plan.recipe.train.batch_size, len(plan.splits.fit))
+    network = copy.deepcopy(plan.model.module).to(memory_format=torch.channels_last).train()
+    images = torch.zeros(size, *plan.model.preprocess.input_shape).to(memory_format=torch.channels_last)
+    bf16 = bf16_is_fast()
+    steps, forwards = [], []
+    for _ in range(_TIMED_STEPS):
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = network(images).float().square().mean()
+        loss.backward()
+        steps.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            network(images)
+        forwards.append(time.perf_counter() - start)
+    return min(steps) / size, min(forwards) / size
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

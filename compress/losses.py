@@ -1,0 +1,84 @@
+"""Distillation losses: functions from tensors to a scalar tensor, each with its source."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return T^2 * KL(teacher || student) of logits (N, K) softened by T, averaged over the batch.
+
+    T^2 keeps the gradient's size independent of T (Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2).
+    """
+    kl = F.kl_div(
+        F.log_softmax(student / temperature, 1),
+        F.log_softmax(teacher / temperature, 1),
+        log_target=True,
+        reduction="batchmean",
+    )
+    return temperature**2 * kl
+
+
+def decoupled_kd(
+    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float = 1.0, beta: float = 8.0
+) -> Tensor:
+    """Return alpha * target-class KD + beta * non-target-class KD of logits (N, K), times T^2.
+
+    The classical loss ties the second term's weight to the teacher's confidence; this one frees it (Zhao, Cui, Song,
+    Qiu, Liang 2022, arXiv 2203.08679, equation 7; alpha = 1 and beta = 8 are its CIFAR values).
+    """
+    mask = F.one_hot(labels, student.shape[1]).bool()
+    log_s, log_t = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
+    target = F.kl_div(_binary(log_s, mask), _binary(log_t, mask), log_target=True, reduction="batchmean")
+    # Removing the target's logit renormalises the softmax over the other classes.
+    others = F.kl_div(
+        F.log_softmax((student / temperature).masked_fill(mask, -1e4), 1),
+        F.log_softmax((teacher / temperature).masked_fill(mask, -1e4), 1),
+        log_target=True,
+        reduction="batchmean",
+    )
+    return temperature**2 * (alpha * target + beta * others)
+
+
+def _binary(log_probs: Tensor, mask: Tensor) -> Tensor:
+    """Return log [p(target), p(any other)], shape (N, 2), from log-probabilities (N, K)."""
+    target = log_probs[mask][:, None]
+    rest = log_probs.masked_fill(mask, -torch.inf).logsumexp(1, keepdim=True)
+    return torch.cat([target, rest], 1)
+
+
+def hint(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean squared error of features of equal shape; the student's are already projected.
+
+    FitNets (Romero et al. 2015, arXiv 1412.6550, equation 3). Features are scaled by the teacher's RMS so that one
+    weight serves layers of different magnitude.
+    """
+    scale = teacher.square().mean().sqrt().clamp_min(1e-6)
+    return F.mse_loss(student / scale, teacher / scale)
+
+
+def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the distance of spatial attention maps of features (N, C, H, W); channel counts may differ.
+
+    A map is the mean over channels of squared activations, flattened and L2-normalised (Zagoruyko, Komodakis 2017,
+    arXiv 1612.03928, equation 2 with p = 2).
+    """
+    return (_attention(student) - _attention(teacher)).square().sum(1).mean()
+
+
+def _attention(features: Tensor) -> Tensor:
+    return F.normalize(features.square().mean(1).flatten(1), dim=1)
+
+
+def relation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the distance of the batch's pairwise similarities; features (N, ...) of any shape.
+
+    Similarity-preserving distillation (Tung, Mori 2019, arXiv 1907.09682, equation 4): row-normalised Gram matrices
+    (N, N), squared Frobenius distance over N^2. Multiplied by N here, so that the value does not shrink with N.
+    """
+    return (_similarity(student) - _similarity(teacher)).square().sum() / student.shape[0]
+
+
+def _similarity(features: Tensor) -> Tensor:
+    flat = features.flatten(1)
+    return F.normalize(flat @ flat.T, dim=1)

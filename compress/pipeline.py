@@ -1,0 +1,513 @@
+"""The main path: a fine-tuned model in, the fastest file that stays within the budget out, with the evidence."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tlc.calibration.data import Splits, read_data
+from tlc.compress.checkpoint import load_saved, save_model
+from tlc.compress.events import Emit, StageDone, silent
+from tlc.compress.inputs import PreprocessOptions
+from tlc.compress.load import load_model
+from tlc.compress.measure import Candidate, Timing, is_faster, logits_of, measure, top1
+from tlc.compress.model import Model
+from tlc.compress.prune import check_prunable
+from tlc.compress.recipe import Recipe
+from tlc.compress.run import RunFolder, StageResult, open_run
+from tlc.compress.stages import Data, export_model, make_pruned, make_student, prepare_data, quantize_file
+from tlc.compress.student import check_student, is_built_from_teacher, removable_blocks
+from tlc.export.fp16 import fp16_from_float
+from tlc.export.metadata import write_metadata
+from tlc.runtime.artifact import replacing_dir, require_free_space, sha256_file, sha256_json, write_text
+from tlc.runtime.environment import environment
+from tlc.runtime.errors import TlcError
+from tlc.runtime.report import (
+    Agreement,
+    DataRecord,
+    Interval,
+    Measurement,
+    ModelRecord,
+    Report,
+    StageRecord,
+)
+from tlc.runtime.target import Target, load_target
+
+ENOUGH_TO_RETRAIN = 1000
+"""Fewer training samples than this, and tlc does not retrain a network on its own account."""
+_AUTO_STUDENT = "depth:0.5"
+_AUTO_BLOCKS = 4
+_AUTO_PRUNE_RATIO = 0.25
+_SPACE_FACTOR = 12
+"""Copies of the weights that a run writes: checkpoints, training state and ONNX files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a stage will do and why; `value` is None where it does nothing."""
+
+    value: str | float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that is known before the first expensive step."""
+
+    recipe: Recipe
+    target: Target
+    model: Model
+    model_sha256: str
+    splits: Splits
+    student: Decision
+    prune: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One network of the run: its saved folder, its float ONNX file, and how far that is from torch."""
+
+    name: str
+    stage: StageResult
+    onnx: Path
+    checked: Agreement
+    arch: str | None
+    """What `load_saved` needs besides the folder."""
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Read model and data, check every setting against them, and decide what is left to tlc to decide.
+
+    Raises:
+        TlcError: anything that would fail later and can be known now.
+
+    """
+    target = load_target(recipe.target)
+    model_sha256 = model_digest(recipe.model.path)
+    splits = read_splits(recipe)
+    model = load_model(
+        recipe.model.path,
+        arch=recipe.model.arch,
+        num_classes=recipe.model.num_classes,
+        input_shape=observed_shape(splits, recipe.model.preprocess),
+        preprocess=recipe.model.preprocess,
+    )
+    splits = splits.for_model(model.num_classes, model.classes)
+    student, prune = _decide_student(recipe, model, splits), _decide_prune(recipe, model, splits)
+    return Plan(recipe, target, model, model_sha256, splits, student, prune)
+
+
+def model_digest(path: Path) -> str:
+    """Return the sha256 of a model file, or over the files of a model folder.
+
+    Raises TlcError where there is none.
+    """
+    if path.is_file():
+        return sha256_file(path)
+    if not path.is_dir():
+        raise TlcError(f"There is no model at {path}.", hint="Give the path of a .pt file or of a model's folder.")
+    return sha256_json({f.name: sha256_file(f) for f in sorted(path.iterdir()) if f.is_file()})
+
+
+def read_splits(recipe: Recipe) -> Splits:
+    """Read and split the recipe's data; its classes are not compared with any model's yet."""
+    return read_data(
+        recipe.data.path,
+        holdout_ratio=recipe.data.holdout_ratio,
+        evaluation_ratio=recipe.data.evaluation_ratio,
+        seed=recipe.seed,
+        skip_bad=recipe.data.skip_bad,
+    )
+
+
+def observed_shape(splits: Splits, options: PreprocessOptions) -> tuple[int, int, int] | None:
+    """Return (C, H, W) of the images where all have one size; it counts where neither weights nor options tell."""
+    if splits.image_size is None:
+        return None
+    return (1 if options.channels == "gray" else 3, *splits.image_size)
+
+
+def _decide_student(recipe: Recipe, model: Model, splits: Splits) -> Decision:
+    spec = recipe.distill.student
+    if spec == "none":
+        return Decision(None, "Switched off by student = none.")
+    if spec != "auto":
+        check_student(model, spec)
+        return Decision(spec, "Asked for.")
+    count = len(splits.fit)
+    if count < ENOUGH_TO_RETRAIN:
+        return Decision(None, f"{count} training images are too few to retrain on (limit {ENOUGH_TO_RETRAIN}).")
+    blocks = len(removable_blocks(model))
+    if blocks < _AUTO_BLOCKS:
+        return Decision(None, f"The network has {blocks} blocks that could be taken out (limit {_AUTO_BLOCKS}).")
+    return Decision(_AUTO_STUDENT, f"{blocks} blocks could be taken out; half of them stay.")
+
+
+def _decide_prune(recipe: Recipe, model: Model, splits: Splits) -> Decision:
+    ratio = recipe.prune.ratio
+    if ratio == 0:
+        return Decision(None, "Switched off by ratio = 0.")
+    if ratio is not None:
+        check_prunable(model, recipe.prune)
+        return Decision(ratio, "Asked for.")
+    count = len(splits.fit)
+    if count < ENOUGH_TO_RETRAIN:
+        return Decision(None, f"{count} training images are too few to recover with (limit {ENOUGH_TO_RETRAIN}).")
+    try:
+        check_prunable(model, recipe.prune)
+    except TlcError as refusal:
+        return Decision(None, refusal.message)
+    return Decision(_AUTO_PRUNE_RATIO, "tlc's own choice; kept if it pays.")
+
+
+def compress(
+    recipe: Recipe, out: Path, *, resume: bool = False, emit: Emit = silent, command: str = "tlc.compress.compress"
+) -> Report:
+    """Take `recipe.model` through student, pruning and quantization into `out`, and return the measured comparison.
+
+    `out` ends with the ONNX files, the final network as `model/`, `manifest.json` and the memoised stages; writing the
+    human report is the caller's business. A killed run goes on with `resume`; a changed setting repeats only the
+    stages that depend on it.
+
+    Raises:
+        TlcError: bad input, found before the first expensive step; or `out` belongs to something else.
+
+    """
+    plan = make_plan(recipe)
+    identity = {"model": plan.model_sha256, "data": plan.splits.digest}
+    with open_run(out, identity, resume=resume, emit=emit) as run:
+        weights_bytes = sum(p.numel() * p.element_size() for p in plan.model.module.parameters())
+        require_free_space(out, _SPACE_FACTOR * weights_bytes)
+        return _Pipeline(plan, run, emit).execute(command)
+
+
+class _Pipeline:
+    """One run: the plan, the folder, and the notes of the stages so far."""
+
+    def __init__(self, plan: Plan, run: RunFolder, emit: Emit) -> None:
+        self.plan, self.run, self.emit = plan, run, emit
+        self.recipe, self.target = plan.recipe, plan.target
+        self.data: Data = prepare_data(plan.splits, plan.model.preprocess, run.cache)
+        self.records: list[StageRecord] = []
+        self.timing = Timing(
+            rounds=self.recipe.measure.rounds,
+            block=self.recipe.measure.block,
+            threads=self.target.threads,
+            seed=self.recipe.seed,
+        )
+
+    def execute(self, command: str) -> Report:
+        original = self.original()
+        student = self.student(original)
+        pruned = self.pruned(original, student)
+        quantized = self.quantized(pruned)
+        versions = list(dict.fromkeys([original, student, pruned]))
+        candidates = [Candidate(v.name, v.onnx, "fp32", checked=v.checked) for v in versions]
+        if pruned != original:
+            # The plain way out, beside which the work on the network has to show its worth.
+            candidates.append(Candidate("original-int8", self.quantized(original), "int8", source="original"))
+        candidates.append(Candidate("fp16", self.fp16(pruned), "fp16", source=pruned.name))
+        candidates.append(Candidate("int8", quantized, "int8", source=pruned.name))
+        rows = self.measured([self.published(candidate) for candidate in candidates])
+        return self.concluded(rows, pruned, command)
+
+    def original(self) -> Version:
+        """Save and export what came in."""
+        inputs = {"model": self.plan.model_sha256, "arch": self.plan.model.arch.model_dump(mode="json"), **self._common}
+
+        def make(folder: Path) -> dict[str, Any]:
+            save_model(self.plan.model, folder)
+            return {}
+
+        stage = self.run.stage("original", inputs, make)
+        return self._exported("original", stage, self.plan.model)
+
+    def student(self, original: Version) -> Version:
+        """Distil the original into a smaller student, where the plan has one."""
+        spec = self.plan.student.value
+        if spec is None:
+            self._note("distill", "skipped", self.plan.student.reason)
+            return original
+        assert isinstance(spec, str)
+        inputs = {
+            "teacher": original.stage.key,
+            "student": spec,
+            "loss": self.recipe.distill.model_dump(mode="json", exclude={"student"}),
+            "train": self.recipe.train.model_dump(mode="json"),
+            **self._common,
+        }
+
+        def make(folder: Path) -> dict[str, Any]:
+            teacher = self._load(original)
+            student, found = make_student(
+                teacher, spec, self.data, self.recipe, teacher_key=original.stage.key, folder=folder, emit=self.emit
+            )
+            save_model(student, folder)
+            return found
+
+        stage = self.run.stage("student", inputs, make, resumable=True)
+        arch = original.arch if is_built_from_teacher(spec) else spec
+        student = self._exported("student", stage, load_saved(stage.path, arch=arch), arch)
+        return self._kept_if_it_pays("distill", original, student, stage, judged=False)
+
+    def pruned(self, original: Version, student: Version) -> Version:
+        """Prune the student, or the original where there is none, and let it recover under the original's eye."""
+        ratio = self.plan.prune.value
+        if ratio is None:
+            self._note("prune", "skipped", self.plan.prune.reason)
+            return student
+        assert isinstance(ratio, float)
+        inputs = {
+            "teacher": original.stage.key,
+            "network": student.stage.key,
+            "prune": self.recipe.prune.model_dump(mode="json"),
+            "ratio": ratio,
+            "multiple": self.target.channel_multiple,
+            "loss": self.recipe.distill.model_dump(mode="json", exclude={"student"}),
+            "train": self.recipe.train.model_dump(mode="json", exclude={"epochs", "learning_rate"}),
+            **self._common,
+        }
+
+        def make(folder: Path) -> dict[str, Any]:
+            pruned, found = make_pruned(
+                self._load(original),
+                self._load(student),
+                ratio,
+                self.data,
+                self.recipe,
+                self.target,
+                teacher_key=original.stage.key,
+                folder=folder,
+                emit=self.emit,
+            )
+            save_model(pruned, folder)
+            return found
+
+        stage = self.run.stage("prune", inputs, make, resumable=True)
+        pruned = self._exported("pruned", stage, load_saved(stage.path, arch=student.arch), student.arch)
+        return self._kept_if_it_pays("prune", student, pruned, stage, judged=True)
+
+    def quantized(self, version: Version) -> Path:
+        """Return the INT8 file of a version."""
+        inputs = {
+            "onnx": sha256_file(version.onnx),
+            "quantize": self.recipe.quantize.model_dump(mode="json"),
+            "target": self.target.model_dump(mode="json"),
+            "max_drop_points": self.recipe.max_drop_points,
+            **self._common,
+        }
+
+        def make(folder: Path) -> dict[str, Any]:
+            record = quantize_file(version.onnx, folder / "int8.onnx", self.data, self.recipe, self.target, self.emit)
+            return record.model_dump(mode="json")
+
+        name = "quantize-original" if version.name == "original" else "quantize"
+        stage = self.run.stage(name, inputs, make)
+        self._note(name, "kept", stage.found["summary"], stage)
+        return stage.path / "int8.onnx"
+
+    def fp16(self, version: Version) -> Path:
+        """Return the FP16 file of a version."""
+
+        def make(folder: Path) -> dict[str, Any]:
+            fp16_from_float(version.onnx, folder / "fp16.onnx")
+            return {}
+
+        stage = self.run.stage("fp16", {"onnx": sha256_file(version.onnx)}, make)
+        return stage.path / "fp16.onnx"
+
+    def measured(self, candidates: list[Candidate]) -> list[Measurement]:
+        """Measure all candidates beside the original, on the evaluation split that nothing has seen so far."""
+        inputs = {
+            "files": {candidate.name: sha256_file(candidate.path) for candidate in candidates},
+            "measure": self.recipe.measure.model_dump(mode="json"),
+            "threads": self.target.threads,
+            "machine": {key: environment().get(key) for key in ("cpu", "cpu_model", "os", "versions")},
+            **self._common,
+        }
+
+        def make(folder: Path) -> dict[str, Any]:
+            rows = measure(
+                candidates,
+                self.data.evaluation,
+                self.plan.splits.classes,
+                self.timing,
+                relative_to=self.run.path,
+                emit=self.emit,
+            )
+            return {"rows": [row.model_dump(mode="json") for row in rows], "environment": environment()}
+
+        self._measure_stage = self.run.stage("measure", inputs, make)
+        return [Measurement.model_validate(row) for row in self._measure_stage.found["rows"]]
+
+    def concluded(self, rows: list[Measurement], final: Version, command: str) -> Report:
+        """Choose what ships, publish it, and write the manifest."""
+        chosen, budget_met = choose(rows, self.recipe.max_drop_points)
+        shutil.copyfile(self.run.path / chosen.file, self.run.path / "model.onnx.new")
+        (self.run.path / "model.onnx.new").replace(self.run.path / "model.onnx")
+        self._publish_network(final)
+        report = Report(
+            tlc_version=version("tlc"),
+            command=command,
+            model=ModelRecord(
+                path=str(self.recipe.model.path),
+                sha256=self.plan.model_sha256,
+                arch=self.plan.model.arch.text,
+                input_shape=list(self.plan.model.preprocess.input_shape),
+            ),
+            data=self._data_record(),
+            target=self.target.name,
+            preprocess=self.plan.model.preprocess.model_dump(mode="json"),
+            recipe=self.recipe.model_dump(mode="json"),
+            environment=self._measure_stage.found["environment"],
+            stages=self.records,
+            measurements=rows,
+            chosen=chosen.name,
+            max_drop_points=self.recipe.max_drop_points,
+            budget_met=budget_met,
+            verdict=verdict(rows[0], chosen, rows[-1], self.recipe.max_drop_points),
+            warnings=self._warnings(rows),
+        )
+        self._write_manifest(report, final)
+        return report
+
+    @property
+    def _common(self) -> dict[str, object]:
+        return {
+            "data": self.plan.splits.digest,
+            "preprocess": self.plan.model.preprocess.model_dump(mode="json"),
+            "seed": self.recipe.seed,
+            "tlc": version("tlc"),
+        }
+
+    def _load(self, known: Version) -> Model:
+        return load_saved(known.stage.path, arch=known.arch)
+
+    def _exported(self, name: str, stage: StageResult, model: Model, arch: str | None = None) -> Version:
+        def make(folder: Path) -> dict[str, Any]:
+            path = folder / f"{name}.onnx"
+            return {"agreement": export_model(model, path, self.target, self.data.fit).model_dump(mode="json")}
+
+        inputs = {"network": stage.key, "opset": self.target.opset}
+        exported = self.run.stage(f"export-{name}", inputs, make)
+        checked = Agreement.model_validate(exported.found["agreement"])
+        return Version(name, stage, exported.path / f"{name}.onnx", checked, arch or _arch_needed(model))
+
+    def _kept_if_it_pays(
+        self, name: str, before: Version, after: Version, stage: StageResult, *, judged: bool
+    ) -> Version:
+        """Return `after` where it is measurably faster than `before` and, if `judged`, within the budget on holdout."""
+
+        def make(_folder: Path) -> dict[str, Any]:
+            sample, labels = self.data.fit.batch(np.arange(1)), np.asarray(self.data.holdout.labels)
+            gain = is_faster(before.onnx, after.onnx, sample, self.timing, self.emit)
+            scores = [top1(logits_of(v.onnx, self.data.holdout), labels) for v in (before, after)]
+            return {"speedup": gain.model_dump(), "holdout_top1": scores}
+
+        inputs = {"before": sha256_file(before.onnx), "after": sha256_file(after.onnx), **self._common}
+        gate = self.run.stage(f"judge-{name}", inputs, make)
+        gain = Interval.model_validate(gate.found["speedup"])
+        drop = 100 * (gate.found["holdout_top1"][0] - gate.found["holdout_top1"][1])
+        measured = f"{gain.estimate:.2f}x [{gain.low:.2f}, {gain.high:.2f}] the speed of {before.name}"
+        if judged:
+            measured += f", {-drop:+.2f} points on the held-out images"
+        kept = gain.low > 1 and not (judged and drop > self.recipe.max_drop_points)
+        reason = measured if kept else f"{measured}: {'not faster' if gain.low <= 1 else 'over the budget'}"
+        self._note(name, "kept" if kept else "dropped", reason + ".", stage)
+        return after if kept else before
+
+    def _note(
+        self, name: str, status: Literal["kept", "dropped", "skipped"], reason: str, stage: StageResult | None = None
+    ) -> None:
+        seconds, found = (stage.seconds, stage.found) if stage else (0.0, {})
+        self.records.append(StageRecord(name=name, status=status, reason=reason, seconds=seconds, details=found))
+        self.emit(StageDone(name, status, reason, seconds))
+
+    def published(self, candidate: Candidate) -> Candidate:
+        """Copy a candidate's file into the run's folder, with what a device needs to feed it written inside."""
+        path = self.run.path / f"{candidate.name}.onnx"
+        write_metadata(candidate.path, path, self.plan.model.preprocess, self.plan.splits.classes)
+        return Candidate(candidate.name, path, candidate.precision, candidate.source, candidate.checked)
+
+    def _publish_network(self, final: Version) -> None:
+        with replacing_dir(self.run.path / "model") as folder:
+            for name in ("model.json", "model.safetensors"):
+                shutil.copyfile(final.stage.path / name, folder / name)
+
+    def _data_record(self) -> DataRecord:
+        splits = self.plan.splits
+        return DataRecord(
+            path=str(self.recipe.data.path),
+            sha256=splits.digest,
+            classes=list(splits.classes),
+            fit_samples=len(splits.fit),
+            holdout_samples=len(splits.holdout),
+            calibration_samples=min(self.recipe.quantize.samples, len(splits.fit)),
+            evaluation_samples=len(splits.evaluation),
+            skipped_files=list(splits.skipped),
+        )
+
+    def _warnings(self, rows: list[Measurement]) -> list[str]:
+        warnings = []
+        if self.plan.splits.skipped:
+            warnings.append(f"{len(self.plan.splits.skipped)} unreadable images were left out.")
+        smallest = min(score.support for score in rows[0].accuracy.per_class)
+        if smallest < 30:
+            warnings.append(f"The smallest class has {smallest} evaluation images: per-class changes say little.")
+        return warnings
+
+    def _write_manifest(self, report: Report, final: Version) -> None:
+        files = {row.file: row.sha256 for row in report.measurements}
+        for name in ("model.onnx", "model/model.json", "model/model.safetensors"):
+            files[name] = sha256_file(self.run.path / name)
+        manifest = {
+            "schema_version": 1,
+            "tlc_version": report.tlc_version,
+            "command": report.command,
+            "model": report.model.model_dump(mode="json"),
+            "data": report.data.model_dump(mode="json"),
+            "recipe": report.recipe,
+            "environment": report.environment,
+            "lineage": list(self._load(final).history),
+            "chosen": report.chosen,
+            "files": dict(sorted(files.items())),
+        }
+        write_text(self.run.path / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+
+def _arch_needed(model: Model) -> str | None:
+    """Return the `--arch` that loading the saved network needs: only a FILE.py is not in the folder."""
+    return model.arch.text if model.arch.kind == "file" else None
+
+
+def choose(rows: list[Measurement], max_drop_points: float) -> tuple[Measurement, bool]:
+    """Return the row with the lowest p50 among those within the budget, and whether the last row is one of them.
+
+    The first row is the original, which is always within.
+    """
+    within = [row for row in rows if row.change is None or -row.change.change_points.estimate <= max_drop_points]
+    return min(within, key=lambda row: row.latency.p50_ms), rows[-1] in within
+
+
+def verdict(original: Measurement, chosen: Measurement, final: Measurement, max_drop_points: float) -> str:
+    """Return one sentence: what ships, what was gained and lost, and how sure that is."""
+    if chosen.change is None:
+        lost = -final.change.change_points.estimate if final.change else 0.0
+        return (
+            f"Nothing beats the original within the budget: {final.name} loses {lost:.2f} points "
+            f"of {max_drop_points:g} allowed at {final.latency.speedup.estimate:.2f}x its speed."
+        )
+    speed, change = chosen.latency.speedup, chosen.change.change_points
+    sentence = (
+        f"{chosen.name} is {speed.estimate:.2f}x [{speed.low:.2f}, {speed.high:.2f}] as fast as the original, "
+        f"{original.size_bytes / chosen.size_bytes:.1f}x smaller, at {100 * chosen.accuracy.top1:.2f} % top-1: "
+        f"{change.estimate:+.2f} points [{change.low:+.2f}, {change.high:+.2f}] "
+        f"on {chosen.accuracy.samples} images, {max_drop_points:g} allowed"
+    )
+    if chosen.name != final.name and final.change is not None:
+        sentence += f"; {final.name} was left out: {final.change.change_points.estimate:+.2f} points"
+    return sentence + "."

@@ -1,0 +1,227 @@
+"""The recipe: every setting of a run, from `tlc.toml` and the command line, validated before anything starts."""
+
+import difflib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from tlc.compress.distill import LossSettings
+from tlc.compress.inputs import PreprocessOptions
+from tlc.compress.prune import PruneSettings
+from tlc.compress.quantize import QuantizeSettings
+from tlc.compress.train import TrainSettings
+from tlc.runtime.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelSection(_Section):
+    """The model that comes in."""
+
+    path: Path
+    """The fine-tuned model: .pt, .pth, .pt2, a tlc checkpoint or a Hugging Face folder."""
+    arch: str | None = None
+    """What builds the network: torchvision:NAME, timm:NAME, FILE.py:FUNCTION or hf:DIR; some files say it themselves."""
+    num_classes: int | None = Field(None, ge=2)
+    """Number of classes, where the weights do not tell."""
+    preprocess: PreprocessOptions = PreprocessOptions()
+    """What to do to an image, where neither the file nor the architecture says."""
+
+
+class DataSection(_Section):
+    """The data to train, calibrate and evaluate on."""
+
+    path: Path
+    """ImageFolder directory (train/ and val/, or one folder), a .zip or .tar of it, or .npz arrays."""
+    holdout_ratio: float = Field(0.1, gt=0, lt=1)
+    """Share of train that is held out of training for early stopping and every choice (at most 2,500 images)."""
+    evaluation_ratio: float = Field(0.2, gt=0, lt=1)
+    """Share to evaluate on, when the data has no split of its own."""
+    skip_bad: bool = False
+    """Leave unreadable images out instead of stopping; they are counted in the report."""
+
+
+class DistillSection(LossSettings):
+    """The student and what it learns from the teacher."""
+
+    student: str = "auto"
+    """auto, none, depth:0.5 (blocks kept), depth:4,4,4 (kept per stage), width:0.75 (channels kept), both joined by
+    "+", or an architecture as for the model."""
+
+
+class PruneSection(PruneSettings):
+    """Structured pruning after distillation."""
+
+    ratio: float | None = Field(None, ge=0, lt=1)
+    """Share of channels to remove; absent, tlc decides; 0 does not prune."""
+    recovery_epochs: int = Field(3, ge=0)
+    """Epochs of training after each pruning step."""
+    recovery_learning_rate: float = Field(0.01, gt=0)
+    """Peak learning rate of that training."""
+
+
+class MeasureSection(_Section):
+    """How latency is measured."""
+
+    rounds: int = Field(40, ge=10)
+    """Interleaved rounds over all files, in random order."""
+    block: int = Field(8, ge=1)
+    """Runs of a file in a round."""
+
+
+class Recipe(_Section):
+    """Every setting of `tlc compress`."""
+
+    target: str = "cpu-x86"
+    """Device to compress for: a name that `tlc targets` lists, or a TOML file."""
+    max_drop_points: float = Field(1.0, ge=0, le=100)
+    """Largest loss of top-1 accuracy against the original, in percentage points."""
+    seed: int = Field(0, ge=0)
+    """Seed of every random choice."""
+    model: ModelSection
+    data: DataSection
+    train: TrainSettings = TrainSettings()
+    distill: DistillSection = DistillSection()
+    prune: PruneSection = PruneSection()
+    quantize: QuantizeSettings = QuantizeSettings()
+    measure: MeasureSection = MeasureSection()
+
+
+def read_recipe(path: Path | None, overrides: Mapping[str, object]) -> Recipe:
+    """Return the recipe of `path` (TOML; None: defaults only) with `overrides` ("train.epochs": 5) on top.
+
+    Relative paths in the file count from the file's own folder.
+
+    Raises:
+        UsageError: the file is missing or not TOML, a key is unknown, or a value is out of its range.
+
+    """
+    values: dict[str, Any] = {} if path is None else _read_toml(path)
+    if path is not None:
+        for section in ("model", "data"):
+            if isinstance(values.get(section), dict) and "path" in values[section]:
+                values[section]["path"] = path.parent / values[section]["path"]
+    for key, value in overrides.items():
+        _put(values, key.split("."), value)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise _explained(error, path) from error
+
+
+def parse_override(text: str) -> tuple[str, object]:
+    """Return key and value of `--set KEY=VALUE`; the value is TOML, or a plain string where it is not.
+
+    >>> parse_override("train.epochs=5")
+    ('train.epochs', 5)
+    >>> parse_override("distill.student=depth:0.5")
+    ('distill.student', 'depth:0.5')
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {text!r} is not KEY=VALUE.", hint="Write for example --set train.epochs=5.")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"Cannot read the recipe {path}: {error.strerror}.", hint="`tlc init` writes one.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}.", hint="Correct that line.") from error
+
+
+def _put(values: dict[str, Any], keys: Sequence[str], value: object) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+    values[keys[-1]] = value
+
+
+def _explained(error: ValidationError, path: Path | None) -> UsageError:
+    """Return one sentence per wrong setting, with what is allowed."""
+    where = f"{path}: " if path else ""
+    lines = [_sentence(detail) for detail in error.errors()]
+    missing = any(detail["type"] == "missing" for detail in error.errors())
+    hint = "Give a model and --data." if missing else "`tlc init` writes a recipe that lists every setting."
+    return UsageError(where + "; ".join(lines), hint=hint)
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    name = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        allowed = list(_section(detail["loc"][:-1]).model_fields)
+        close = difflib.get_close_matches(str(detail["loc"][-1]), allowed, n=1)
+        return f"unknown setting {name} ({f'did you mean {close[0]}?' if close else 'allowed: ' + ', '.join(allowed)})"
+    if detail["type"] == "missing":
+        return f"{name} is missing"
+    reason = detail["msg"][0].lower() + detail["msg"][1:]
+    return f"{name} = {detail['input']!r}: {reason}"
+
+
+def _section(location: Sequence[int | str]) -> type[BaseModel]:
+    section: type[BaseModel] = Recipe
+    for key in location:
+        section = _fields_model(section, str(key))
+    return section
+
+
+def _fields_model(section: type[BaseModel], key: str) -> type[BaseModel]:
+    annotation = section.model_fields[key].annotation
+    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    return next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+
+
+def recipe_template(model: str = "model.pt", data: str = "data") -> str:
+    """Return a `tlc.toml` that names every setting with its meaning; defaults are commented out."""
+    given = {"model.path": model, "data.path": data}
+    return "\n".join(_template_lines(Recipe, "", given)) + "\n"
+
+
+def _template_lines(section: type[BaseModel], prefix: str, given: Mapping[str, str]) -> list[str]:
+    lines: list[str] = []
+    nested: list[str] = []
+    for key, info in section.model_fields.items():
+        name = prefix + key
+        model = next((a for a in (info.annotation, *getattr(info.annotation, "__args__", ()))
+                      if isinstance(a, type) and issubclass(a, BaseModel)), None)  # fmt: skip
+        if model is not None:
+            meaning = (info.description or model.__doc__ or "").split("\n\n")[0]
+            nested += ["", *_comment(meaning), f"[{name}]", *_template_lines(model, name + ".", given)]
+            continue
+        lines += _comment(info.description or "")
+        if name in given:
+            lines.append(f"{key} = {_toml(given[name])}")
+        else:
+            lines.append(f"# {key} = {_toml(info.get_default(call_default_factory=True))}")
+    return lines + nested
+
+
+def _comment(text: str) -> list[str]:
+    return [f"# {line.strip()}" for line in text.splitlines() if line.strip()]
+
+
+def _toml(value: object) -> str:
+    if value is None:
+        return '""  (absent: decided by tlc)'
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'

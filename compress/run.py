@@ -1,0 +1,175 @@
+"""The run's folder: one run at a time, stages memoised by content, partial work that survives a kill."""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tlc.compress.events import Emit, StageStarted
+from tlc.runtime.artifact import sha256_file, sha256_json, write_text
+from tlc.runtime.errors import TlcError
+
+MARKER = "tlc-run.json"
+STAGE_FILE = "stage.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """A finished stage: its folder, what it found, and how long its last process worked on it."""
+
+    path: Path
+    key: str
+    found: dict[str, Any]
+    """JSON values that the stage returned."""
+    seconds: float
+    reused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A folder that holds one run. Made by `open_run`, which also holds the lock."""
+
+    path: Path
+    emit: Emit
+
+    @property
+    def cache(self) -> Path:
+        """Folder for what is worth keeping between stages, such as decoded images and teacher logits."""
+        return self.path / "cache"
+
+    def stage(
+        self,
+        name: str,
+        inputs: Mapping[str, object],
+        make: Callable[[Path], dict[str, Any]],
+        *,
+        resumable: bool = False,
+    ) -> StageResult:
+        """Return the result of stage `name` for `inputs`, made by `make(folder)` unless this run already has it.
+
+        The key is the sha256 of name and inputs, so a changed input makes a new result and leaves the old one.
+        `make` writes its files into the folder it is given and returns what it found. A `resumable` stage finds there
+        what it had written before a kill; any other starts from an empty folder.
+        """
+        key = sha256_json({"stage": name, "format": _FORMAT, "inputs": inputs})
+        final = self.path / "stages" / f"{name}-{key[:16]}"
+        known = _read_stage(final, key)
+        if known is not None:
+            self.emit(StageStarted(name, reused=True))
+            return StageResult(final, key, known["found"], known["seconds"], reused=True)
+        self.emit(StageStarted(name))
+        partial = self.path / "partial" / f"{name}-{key[:16]}"
+        if partial.exists() and not resumable:
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        found = make(partial)
+        seconds = round(time.monotonic() - start, 3)
+        record = {
+            "name": name,
+            "key": key,
+            "inputs": inputs,
+            "seconds": seconds,
+            "found": found,
+            "files": {str(f.relative_to(partial)): sha256_file(f) for f in _files(partial)},
+        }
+        write_text(partial / STAGE_FILE, json.dumps(record, indent=1, sort_keys=True) + "\n")
+        if final.exists():
+            shutil.rmtree(final)
+        final.parent.mkdir(exist_ok=True)
+        partial.replace(final)
+        return StageResult(final, key, found, seconds, reused=False)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.rglob("*") if f.is_file() and f.name != STAGE_FILE)
+
+
+def _read_stage(folder: Path, key: str) -> dict[str, Any] | None:
+    """Return the record of a finished stage whose files are all unchanged, else None."""
+    try:
+        record: dict[str, Any] = json.loads((folder / STAGE_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    unchanged = record.get("key") == key and all(
+        (folder / name).is_file() and sha256_file(folder / name) == digest for name, digest in record["files"].items()
+    )
+    return record if unchanged else None
+
+
+@contextmanager
+def open_run(path: Path, identity: Mapping[str, str], *, resume: bool, emit: Emit) -> Iterator[RunFolder]:
+    """Open `path` for a run of the model and data that `identity` names, and hold it until the block ends.
+
+    Raises:
+        TlcError: the folder holds something else, holds a run and `resume` is False, holds a run of another model or
+            data, or another process is running in it.
+
+    """
+    marker = path / MARKER
+    if path.is_file():
+        raise TlcError(f"--out {path} is a file.", hint="Name a folder that does not exist yet.")
+    if path.exists() and any(path.iterdir()) and not marker.exists():
+        raise TlcError(
+            f"--out {path} is not empty and was not made by tlc, so nothing in it is touched.",
+            hint="Name a new or empty folder.",
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TlcError(f"Cannot make the folder {path}: {error.strerror}.", hint="Choose another --out.") from error
+    with _locked(path / ".lock", path):
+        if marker.exists():
+            _check_marker(marker, identity, resume=resume)
+        else:
+            write_text(marker, json.dumps({"format": _FORMAT, **identity}, indent=1, sort_keys=True) + "\n")
+        yield RunFolder(path, emit)
+
+
+def _check_marker(marker: Path, identity: Mapping[str, str], *, resume: bool) -> None:
+    try:
+        known = json.loads(marker.read_text())
+    except ValueError as error:
+        raise TlcError(f"{marker} is damaged: {error}.", hint="Choose another --out.") from error
+    if known.get("format") != _FORMAT:
+        raise TlcError(
+            f"{marker.parent} was written in format {known.get('format')}, this tlc writes {_FORMAT}.",
+            hint="Choose another --out.",
+        )
+    for what, value in identity.items():
+        if known.get(what) != value:
+            raise TlcError(
+                f"{marker.parent} holds the run of another {what}: {str(known.get(what))[:60]}, not {value[:60]}.",
+                hint="Choose another --out; one folder belongs to one model and one data set.",
+            )
+    if not resume:
+        raise TlcError(
+            f"{marker.parent} already holds a run of this model.",
+            hint="Add --resume to go on with it (finished stages are reused), or choose another --out.",
+        )
+
+
+@contextmanager
+def _locked(lock: Path, folder: Path) -> Iterator[None]:
+    # The lock dies with the process, however it ends, so a killed run never blocks the next.
+    with lock.open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.seek(0)
+            holder = handle.read().strip() or "unknown"
+            raise TlcError(
+                f"Another tlc (process {holder}) is running in {folder}.",
+                hint="Wait for it to end, or choose another --out.",
+            ) from error
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
