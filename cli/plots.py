@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import Bbox, BboxBase
 from numpy.typing import NDArray
 
 from tlc.cli.svg import BAD, GOOD, GRID, INK, MUTED, ON_FILL, SERIES, svg
@@ -81,12 +81,8 @@ def _label_points(axes: Axes, report: Report, floor: float) -> None:
     for row, place, (x, y) in zip(report.measurements, places, centres, strict=True):
         text = f"{row.name} (ships)" if row.name == report.chosen else row.name
         label = _note(axes, text, place, INK)
-        width, height = label.get_window_extent().size
-        for left, bottom, far in _candidates(width, height):
-            box = Bbox.from_bounds(x + left, y + bottom, width, height)
-            outside = box.x0 < axes.bbox.x0 or box.x1 > axes.bbox.x1 or box.y0 < axes.bbox.y0 or box.y1 > axes.bbox.y1
-            if not outside and box.count_overlaps(taken) == 0:
-                break
+        left, bottom, far = _free_place((x, y), label.get_window_extent().size, axes.bbox, taken)
+        box = Bbox.from_bounds(x + left, y + bottom, *label.get_window_extent().size)
         taken.append(box)
         label.set_position((left, bottom))
         if far:
@@ -101,15 +97,22 @@ def _note(axes: Axes, text: str, place: tuple[float, float], colour: str) -> Ann
     return note
 
 
-def _candidates(width: float, height: float) -> list[tuple[float, float, bool]]:
-    """Return (left, bottom, needs a line) of places around a point, the best first."""
-    found = []
+def _free_place(
+    point: tuple[float, float], size: Sequence[float], frame: BboxBase, taken: Sequence[BboxBase]
+) -> tuple[float, float, bool]:
+    """Return (left, bottom, needs a line) relative to `point` of the nearest free place for a box of that size."""
+    (x, y), (width, height) = point, size
+    left, bottom = 9.0, 9.0
     for radius in (9, 22, 36, 52, 70, 90):
         for angle in (45, 135, -45, -135, 0, 180, 90, -90):
             dx, dy = round(math.cos(math.radians(angle)), 3), round(math.sin(math.radians(angle)), 3)
             # The corner or edge of the box that faces the point lies on the circle.
-            found.append((radius * dx - width * (1 - dx) / 2, radius * dy - height * (1 - dy) / 2, radius > 9))
-    return found
+            left, bottom = radius * dx - width * (1 - dx) / 2, radius * dy - height * (1 - dy) / 2
+            box = Bbox.from_bounds(x + left, y + bottom, width, height)
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+            if inside and box.count_overlaps(taken) == 0:
+                return left, bottom, radius > 9
+    return left, bottom, True
 
 
 def latency_distributions(report: Report) -> str:
@@ -266,7 +269,9 @@ def class_changes(report: Report, changes: Sequence[ClassChange]) -> str:
         axes.set_yticks(range(len(shown)), [f"{shortened(item.name, 22)} ({item.support})" for item in shown])
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.xaxis.set_major_locator(MaxNLocator(7))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0"))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
+        )
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("change of recall, points (right is better)")
 

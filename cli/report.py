@@ -64,8 +64,7 @@ def _table(report: Report, columns: list[Column], console: Console) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("", no_wrap=True)
     for column in columns:
-        title = f"{column.title}\n{column.unit}" if column.unit else column.title
-        table.add_column(_encodable(title, console), justify="right", no_wrap=True)
+        table.add_column(_encodable(f"{column.title}\n{column.unit}", console), justify="right", no_wrap=True)
     for row in report.measurements:
         ships = row.name == report.chosen
         name = wording.printable(row.name)
@@ -92,13 +91,15 @@ def _rounded(report: Report) -> Report:
 def _rendered(template: str, report: Report) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        autoescape=template.endswith(".html.j2"),  # Markdown has filters of its own
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(code=_code, plain=_plain, svg=Markup, interval=_interval, flat=wording.flat, json=wording.as_json)
+    environment.filters.update(
+        code=_code, plain=_plain, svg=Markup, interval=_interval, flat=wording.flat, json=wording.as_json
+    )
     return environment.get_template(template).render(_context(report))
 
 

@@ -29,7 +29,7 @@ _VARIABLES = {
     BAD: "--bad",
     **{colour: f"--series-{i}" for i, colour in enumerate(SERIES)},
 }
-_RC: dict[str, Any] = {
+_RC: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a class may be called "$x$"
     "font.size": 11,
@@ -56,13 +56,14 @@ _RC: dict[str, Any] = {
 def svg(draw: Callable[[Figure], None], *, height: float, name: str, label: str) -> str:
     """Return what `draw` puts on an empty figure as an `<svg>` element that scales to its container.
 
-    `name` is its class, and keeps the identifiers of the plots in one page apart; `label` is read out in place of the plot.
+    `name` is its class, and keeps the identifiers of the plots in one page apart; `label` is read out in its place.
     """
     text = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with mpl.rc_context(), warnings.catch_warnings():
         mpl.rcdefaults()  # whatever the user's matplotlibrc says
-        mpl.rcParams.update({**_RC, "svg.hashsalt": name})
+        mpl.rcParams.update(_RC)
+        mpl.rcParams["svg.hashsalt"] = name
         # Only widths are estimated with matplotlib's font; the reader's own fonts draw what it has no glyph for.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72, layout="constrained")

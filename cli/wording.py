@@ -242,11 +242,11 @@ def regression_words(report: Report) -> str:
         return "Nothing to compare: the original ships."
     total, worse = len(change.per_class), len(regressions(report))
     better = sum(item.change_points.low > 0 for item in change.per_class)
-    lost = f"{worse} of {total} classes lost recall" if worse else f"No class of {total} lost recall"
+    lost = f"{worse} of {total:,} classes lost recall" if worse else f"No class of {total:,} lost recall"
     gained = f"{better} gained" if better else "none gained"
     return (
         f"{lost} by an interval that excludes zero; {gained}. The 95 % intervals are per class: "
-        f"of {total} unchanged classes about {round(0.05 * total, 1):g} would exclude zero by chance."
+        f"of {total:,} unchanged classes about {round(0.05 * total, 1):g} would exclude zero by chance."
     )
 
 

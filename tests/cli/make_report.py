@@ -26,7 +26,8 @@ from tlc.runtime.report import (
 Ints = NDArray[np.int64]
 
 _ANIMALS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-# name: made_from, precision, p50 ms, share of answers unlike its source's (the original: unlike the label), bytes, parameters, MACs
+# name: made_from, precision, p50 ms, share of answers unlike its source's (the original: unlike the label), bytes,
+# parameters, MACs
 _ROWS: dict[str, tuple[str | None, str, float, float, int, int, int]] = {
     "original": (None, "fp32", 2.04, 0.060, 3_623_881, 855_770, 125_750_000),
     "student": ("original", "fp32", 0.88, 0.008, 1_630_112, 400_122, 58_310_000),
@@ -54,13 +55,13 @@ def make_report(
     labels = np.arange(samples, dtype=np.int64) % len(names)
     predictions: dict[str, Ints] = {}
     times: dict[str, NDArray[np.float64]] = {}
-    measurements = []
+    measurements: list[Measurement] = []
     for name in rows:
         source, precision, p50_ms, share, size_bytes, parameters, macs = _ROWS[name]
         made_from = "original" if source is not None and source not in rows else source
         base = predictions.get(made_from or "", labels)
         predictions[name] = _disturbed(base, labels, len(names), share, random)
-        times[name] = np.round(p50_ms * (1 + spread * random.gamma(1.0, 1.0, latency_samples)), 6)
+        times[name] = np.round(p50_ms * (1 + spread * random.gamma(1.0, 1.0, latency_samples)), 5)
         accuracy = _accuracy(labels, predictions[name], names, roc_auc)
         first = name == "original"
         measurements.append(
@@ -69,7 +70,7 @@ def make_report(
                 file=f"{name}/model.onnx",
                 sha256=f"{len(measurements):064x}",
                 made_from=made_from,
-                precision=precision,  # type: ignore[arg-type]
+                precision=precision,
                 size_bytes=size_bytes,
                 parameters=parameters,
                 macs=macs,
@@ -209,7 +210,7 @@ def _stages(rows: Sequence[str], chosen: str) -> list[StageRecord]:
             return StageRecord(name=name, status="skipped", reason="Not asked for.", seconds=0.0, details={})
         on_path = row in ("student", "pruned") or row == chosen
         status = "kept" if on_path else "dropped"
-        return StageRecord(name=name, status=status, reason=reason, seconds=612.4, details=details)  # type: ignore[arg-type]
+        return StageRecord(name=name, status=status, reason=reason, seconds=612.4, details=details)
 
     return [
         stage("distill", "student", "2.32x lower p50 for 0.2 points on the holdout.", epochs=30, blocks=[4, 4, 4]),
