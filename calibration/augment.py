@@ -99,7 +99,7 @@ def augmented_batch(
     else:
         padding = augment.padding if augment.crop == "pad" else 0
         offsets = np.stack([views.column("top", indices), views.column("left", indices)], axis=1)
-        shifts = np.floor(offsets * (2 * padding + 1)).astype(np.int64) - padding
+        shifts = padding - np.floor(offsets * (2 * padding + 1)).astype(np.int64)
         pixels = _shifted(samples, shifts, preprocess)
     pixels[flips] = pixels[flips, :, ::-1]
     if augment.color:

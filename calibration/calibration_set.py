@@ -13,7 +13,7 @@ def balanced_indices(labels: NDArray[np.int64], count: int, *, seed: int) -> NDA
     Raises TlcError when there are fewer than `count` samples.
 
     >>> balanced_indices(np.array([0, 0, 0, 0, 1, 1]), 4, seed=0).tolist()
-    [5, 2, 4, 0]
+    [5, 3, 4, 2]
     """
     if not 1 <= count <= len(labels):
         raise TlcError(
