@@ -21,8 +21,11 @@ def torchvision_input(image: Image.Image, resize: int | list[int], crop: int, *,
     image = image.convert("RGB")
     steps = [transforms.Resize(resize), transforms.CenterCrop(crop), transforms.ToTensor()]
     if gray:
-        return transforms.Compose([transforms.Grayscale(), *steps, transforms.Normalize((0.5,), (0.25,))])(image)
-    return transforms.Compose([*steps, transforms.Normalize(MEAN, STD)])(image)
+        steps = [transforms.Grayscale(), *steps, transforms.Normalize((0.5,), (0.25,))]
+    else:
+        steps = [*steps, transforms.Normalize(MEAN, STD)]
+    result: torch.Tensor = transforms.Compose(steps)(image)
+    return result
 
 
 @pytest.mark.parametrize("size", [(61, 47), (47, 61), (64, 64), (33, 200), (101, 40), (40, 40), (39, 41)])
@@ -79,7 +82,7 @@ def test_resized_size_is_the_size_that_resized_gives() -> None:
 def test_floating_values_are_resized_as_images_and_not_divided_by_255() -> None:
     image = picture(61, 47)
     preprocess = Preprocess(size=(32, 32), resize=40, mean=MEAN, std=STD)
-    values = preprocess.resized_values(np.asarray(image, np.float32) / 255)
+    values = preprocess.resized_values(np.asarray(image, np.float32) / np.float32(255))
     ours = preprocess.normalised(preprocess.cropped(values)[None])
     # 8-bit images are rounded after each of two resizing passes: at most 1/255 of the range, over the smallest std.
     np.testing.assert_allclose(ours, preprocess(image), rtol=0, atol=1.01 / 255 / 0.224)
