@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -75,8 +76,10 @@ def _label_points(axes: Axes, report: Report, floor: float) -> None:
     places = [(row.latency.p50_ms, 100 * row.accuracy.top1) for row in report.measurements]
     centres = [axes.transData.transform(place) for place in places]
     taken = [Bbox.from_extents(x - 7, y - 7, x + 7, y + 7) for x, y in centres]
-    budget = _note(axes, f"budget: {points(-report.max_drop_points)} points", (axes.get_xlim()[1], floor), MUTED)
-    budget.set(ha="right", va="top", position=(-2, -3), fontsize=10)
+    stops = sorted([0.0, *(x for x, _ in places)])
+    _, middle = max((right - left, (left + right) / 2) for left, right in pairwise(stops))
+    budget = _note(axes, f"budget: {points(-report.max_drop_points)} points", (middle, floor), MUTED)
+    budget.set(ha="center", va="top", position=(0, -3), fontsize=10)
     taken.append(budget.get_window_extent())
     for row, place, (x, y) in zip(report.measurements, places, centres, strict=True):
         text = f"{row.name} (ships)" if row.name == report.chosen else row.name
