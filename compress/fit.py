@@ -1,12 +1,14 @@
 """Matching weights with an architecture: key prefixes, the number of classes, sizes, and what else could fit."""
 
+import importlib.util
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import accelerate
 import torch
+import torchvision
 from torch import nn
 
 from tlc.compress.arch import Architecture, accepts_num_classes, build, torchvision_names
@@ -182,11 +184,25 @@ _SUGGESTED_TIMM = (
 def suggest(found: Shapes) -> tuple[str, ...]:
     """Return the `--arch` values whose keys and shapes are these, apart from prefixes and the number of classes."""
     wanted = _normal(found)
-    names: Iterable[str] = [f"torchvision:{name}" for name in torchvision_names()]
-    fitting = [name for name in names if _fits(name, wanted)]
-    if fitting:
+    fitting = [name for name in _torchvision_candidates(wanted) if _fits(name, wanted)]
+    if fitting or importlib.util.find_spec("timm") is None:
         return tuple(fitting)
     return tuple(name for name in (f"timm:{name}" for name in _SUGGESTED_TIMM) if _fits(name, wanted))
+
+
+def _torchvision_candidates(wanted: Shapes) -> Iterator[str]:
+    """Yield the models of every family whose first member has the same top-level parts."""
+    families: dict[str, list[str]] = {}
+    for name in torchvision_names():
+        families.setdefault(torchvision.models.get_model_builder(name).__module__, []).append(name)
+    for names in families.values():
+        first = _normal(built_shapes(Architecture(kind="torchvision", name=names[0])))
+        if _tops(first) == _tops(wanted):
+            yield from (f"torchvision:{name}" for name in names)
+
+
+def _tops(shapes: Shapes) -> set[str]:
+    return {key.partition(".")[0] for key in shapes}
 
 
 def _normal(shapes: Shapes) -> dict[str, tuple[int, ...]]:

@@ -18,8 +18,6 @@ from tlc.compress.pickles import Record
 from tlc.compress.skeleton import Node, check_buildable, describe
 from tlc.runtime.errors import TlcError
 
-__all__ = ["PreprocessOptions", "load_model", "open_model", "resolve_preprocess"]
-
 
 def load_model(
     path: Path,
@@ -45,8 +43,8 @@ def load_model(
     if options.input is None and input_shape is not None and default_preprocess(opened.arch) is None:
         options = options.model_copy(update={"input": input_shape})
     fed = resolve_preprocess(None, default_preprocess(opened.arch), options)
-    module = _filled(opened, path)
-    count = _outputs(module, fed, opened.arch)
+    module = fill(opened)
+    count = count_outputs(module, fed, opened.arch)
     _check_classes(path, count, num_classes)
     named = opened.checkpoint.classes or class_names(opened.arch.config)
     notes = "; ".join((opened.checkpoint.format, *opened.checkpoint.notes, *opened.fitted.notes))
@@ -172,16 +170,17 @@ def _plain(value: object) -> object:
     return value if isinstance(value, str | int | float | bool) else None
 
 
-def _filled(opened: Opened, path: Path) -> nn.Module:
+def fill(opened: Opened) -> nn.Module:
+    """Build the network and put the weights in: float32, on the CPU, in eval mode."""
     module = build(opened.arch, device="meta" if opened.arch.kind == "pickle" else "cpu")
     if opened.arch.kind == "pickle":
         _assign_all(module, opened.fitted.state)
-        return module
+        return module.eval()
     try:
         module.load_state_dict(opened.fitted.state, strict=True)
     except RuntimeError as error:
         raise TlcError(
-            f"{path} does not fit --arch {opened.arch.text}: {error}", hint="Pass another --arch."
+            f"{opened.checkpoint.path} does not fit --arch {opened.arch.text}: {error}", hint="Pass another --arch."
         ) from error
     for name, value in _transient_buffers(module, opened.fitted.state):
         value.copy_(opened.fitted.state[name])
@@ -204,8 +203,8 @@ def _assign_all(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
             parent._buffers[leaf] = value
 
 
-def _outputs(module: nn.Module, fed: Preprocess, arch: Architecture) -> int:
-    """Return the number of logits, by running one blank image."""
+def count_outputs(module: nn.Module, fed: Preprocess, arch: Architecture) -> int:
+    """Return the number of logits, by running one blank image; TlcError if it does not run or returns no logits."""
     shape = fed.input_shape
     with torch.inference_mode():
         try:
