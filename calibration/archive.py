@@ -2,6 +2,7 @@
 
 import gzip
 import lzma
+import os
 import shutil
 import tarfile
 import tempfile
@@ -66,24 +67,13 @@ class FolderArchive:
         self.path = path
         names: list[str] = []
         folders: list[str] = []
-        self._walk(path, "", names, folders)
+        for directory, subfolders, files in os.walk(path, followlinks=True, onerror=_cannot_list):
+            subfolders[:] = [name for name in subfolders if not _hidden(name)]
+            prefix = Path(directory).relative_to(path)
+            folders += [(prefix / name).as_posix() for name in subfolders]
+            names += [(prefix / name).as_posix() for name in files if not _hidden(name)]
         self.names = tuple(sorted(names))
         self.folders = tuple(sorted(folders))
-
-    def _walk(self, directory: Path, prefix: str, names: list[str], folders: list[str]) -> None:
-        try:
-            entries = list(directory.iterdir())
-        except OSError as error:
-            raise TlcError(f"cannot list {directory}: {error.strerror}", hint="Make it readable.") from error
-        for entry in entries:
-            name = prefix + entry.name
-            if _hidden(name):
-                continue
-            if entry.is_dir():
-                folders.append(name)
-                self._walk(entry, f"{name}/", names, folders)
-            else:
-                names.append(name)
 
     def read(self, name: str) -> bytes:
         """Return the file's bytes."""
@@ -192,6 +182,10 @@ def _safe(name: str, path: Path) -> str:
 def _hidden(name: str) -> bool:
     """Whether the file was put there by an operating system or tool rather than by a person."""
     return not name or name.startswith((".", "__MACOSX")) or "/." in name or "/__MACOSX" in name
+
+
+def _cannot_list(error: OSError) -> None:
+    raise TlcError(f"cannot list {error.filename}: {error.strerror}", hint="Make the folder readable.") from error
 
 
 def _too_large(size: int) -> str:

@@ -62,7 +62,7 @@ class Augment(BaseModel):
         return Augment(crop="resized")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Views:
     """The random numbers of one pass over `count` samples."""
 

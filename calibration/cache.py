@@ -19,7 +19,7 @@ MEMORY_LIMIT_BYTES = 2 << 30
 _VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Pixels:
     """The images of one split as a model with `preprocess` sees them."""
 

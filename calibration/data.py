@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tlc.calibration.archive import Folder, open_archive, tree
+from tlc.calibration.archive import Archive, Folder, open_archive, tree
 from tlc.calibration.arrays import read_arrays
 from tlc.calibration.images import IMAGE_SUFFIXES, ImageSet, check_files
 from tlc.calibration.splits import EVALUATION_RATIO, HOLDOUT_RATIO, holdout_count, stratified
@@ -85,10 +85,14 @@ def read_data(
     _require_ratio("evaluation_ratio", evaluation_ratio)
     if path.suffix.lower() == ".npz" and path.is_file():
         train, evaluation = read_arrays(path, classes=classes)
+        _require_classes(path, train.classes, classes, num_classes)
         skipped: tuple[str, ...] = ()
     else:
-        train, evaluation, skipped = _read_folders(path, skip_bad=skip_bad)
-    _require_classes(path, train.classes, classes, num_classes)
+        archive = open_archive(path)
+        folders = _layout(path, tree(archive))
+        # Before anything is decoded: that takes minutes where there are many photographs.
+        _require_classes(path, _class_folders(path, folders), classes, num_classes)
+        train, evaluation, skipped = _read_folders(path, archive, folders, skip_bad=skip_bad)
     train = _ordered(train, classes)
     if evaluation is None:
         _require_every_class(path, train, "the data", at_least=2)
@@ -109,9 +113,10 @@ def read_data(
     )
 
 
-def _read_folders(path: Path, *, skip_bad: bool) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]:
-    archive = open_archive(path)
-    splits = _layout(path, tree(archive))
+def _read_folders(
+    path: Path, archive: Archive, splits: dict[str, Folder], *, skip_bad: bool
+) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]:
+    """Return train, evaluation (None where there is one folder of classes) and what was skipped."""
     classes = _class_folders(path, splits)
     samples = [
         (name, part, label)

@@ -24,6 +24,7 @@ MAX_IMAGE_PIXELS = 90_000_000
 
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # Never EPS: Pillow would start Ghostscript.
 _SMALL_PIXELS = 64 * 64
+_KEPT_BYTES = 512 << 20
 _CHUNK = 64
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -39,7 +40,7 @@ class Reader(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ImageSet:
     """Images with labels, in a fixed order. Nothing is held in memory but what is small.
 
@@ -99,7 +100,7 @@ class ImageSet:
         return sha256_json([list(self.classes), self.labels.tolist(), list(self.digests)])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class CheckedFiles:
     """What reading and decoding every file once has shown, and the reader of the good ones."""
 
@@ -177,9 +178,11 @@ def _damage_as_os_error() -> Iterator[None]:
 
 
 def check_files(archive: Archive, names: Sequence[str]) -> CheckedFiles:
-    """Read, hash and decode every file once, and keep the pixels of small images."""
+    """Read, hash and decode every file once, and keep the pixels of small images, up to half a gigabyte."""
+    kept_bytes = 0
 
     def check(name: str) -> tuple[str, tuple[int, int], NDArray[np.uint8] | None] | str:
+        nonlocal kept_bytes
         try:
             data = archive.read(name)
             with _damage_as_os_error():
@@ -192,8 +195,10 @@ def check_files(archive: Archive, names: Sequence[str]) -> CheckedFiles:
                 image.load()
         except OSError as error:
             return f"{name}: {error}"
-        keep = small and image.mode in ("RGB", "L")
-        return hashlib.sha256(data).hexdigest(), size, np.asarray(image) if keep else None
+        keep = small and image.mode in ("RGB", "L") and kept_bytes < _KEPT_BYTES
+        pixels = np.asarray(image) if keep else None
+        kept_bytes += 0 if pixels is None else pixels.nbytes
+        return hashlib.sha256(data).hexdigest(), size, pixels
 
     good, bad = [], []
     for name, result in zip(names, in_threads(check, names), strict=True):

@@ -216,6 +216,14 @@ def test_class_count_unlike_the_models_shows_both_and_the_names(make: Make) -> N
     assert "has 2 classes (ant, bee), the model has 10" in error.message
 
 
+def test_class_count_is_compared_before_any_image_is_read(make: Make) -> None:
+    root = make(SPLIT)
+    for file in root.rglob("*.png"):
+        file.write_bytes(b"x")
+    assert "the model has 3" in refusal(root, num_classes=3).message
+    assert "19 of 19 images cannot be read" in refusal(root, num_classes=2).message
+
+
 def test_other_class_names_than_the_models_are_shown(make: Make) -> None:
     error = refusal(make(SPLIT), classes=("ant", "wasp"))
     assert "classes that the model does not know: bee; the model's that have no data: wasp" in error.message
