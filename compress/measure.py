@@ -15,7 +15,7 @@ from tlc.calibration.metrics import accuracy_change, agreement, predict, score
 from tlc.compress.events import Emit, Progress
 from tlc.export.graph import graph_stats
 from tlc.runtime.artifact import sha256_file
-from tlc.runtime.latency import Latency, measure_interleaved, speedup
+from tlc.runtime.latency import Latency, disturbance, measure_interleaved, speedup
 from tlc.runtime.memory import peak_memory_bytes
 from tlc.runtime.report import Agreement, Interval, Measurement
 from tlc.runtime.session import OrtSession
@@ -25,13 +25,15 @@ Precision = Literal["fp32", "fp16", "int8"]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A file to measure. Its outputs are compared with those of candidate `source`, or `checked` was found earlier."""
+    """A file to measure."""
 
     name: str
     path: Path
     precision: Precision
-    source: str | None = None
+    made_from: str | None
+    """Name of the candidate that it was made from; None for the original."""
     checked: Agreement | None = None
+    """Agreement with torch, found at export; None: outputs are compared with those of `made_from`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,8 @@ def measure(
     *,
     relative_to: Path,
     emit: Emit,
-) -> list[Measurement]:
-    """Return one measurement per candidate; the first is the original that the others are compared with.
+) -> tuple[list[Measurement], list[str]]:
+    """Return one measurement per candidate, and warnings about the session; the first is the original that the others are compared with.
 
     Latency of all in one interleaved session, batch 1; peak memory in a fresh process each; scores on every sample of
     `evaluation`, through the file itself.
@@ -112,6 +114,7 @@ def measure(
                 name=candidate.name,
                 file=str(candidate.path.relative_to(relative_to)),
                 sha256=sha256_file(candidate.path),
+                made_from=candidate.made_from,
                 precision=candidate.precision,
                 size_bytes=candidate.path.stat().st_size,
                 parameters=stats.parameters,
@@ -122,7 +125,8 @@ def measure(
                 ),
                 accuracy=score(own, labels, classes),
                 change=None if candidate.name == original else accuracy_change(logits[original], own, labels, classes),
-                agreement=agreement(logits[candidate.source], own) if candidate.source else candidate.checked,
+                agreement=candidate.checked or agreement(logits[str(candidate.made_from)], own),
             )
         )
-    return rows
+    disturbed = disturbance(measured)
+    return rows, [disturbed] if disturbed else []

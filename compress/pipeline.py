@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from tlc.compress.load import load_model
 from tlc.compress.measure import Candidate, Timing, is_faster, logits_of, measure, top1
 from tlc.compress.model import Model
 from tlc.compress.prune import check_prunable
+from tlc.compress.quantize import QuantizeRecord, check_calibration
 from tlc.compress.recipe import Recipe
 from tlc.compress.run import RunFolder, StageResult, open_run
 from tlc.compress.stages import Data, export_model, make_pruned, make_student, prepare_data, quantize_file
@@ -97,6 +98,7 @@ def make_plan(recipe: Recipe) -> Plan:
         preprocess=recipe.model.preprocess,
     )
     splits = splits.for_model(model.num_classes, model.classes)
+    check_calibration(len(splits.fit), recipe.quantize)
     student, prune = _decide_student(recipe, model, splits), _decide_prune(recipe, model, splits)
     return Plan(recipe, target, model, model_sha256, splits, student, prune)
 
@@ -148,17 +150,18 @@ def _decide_student(recipe: Recipe, model: Model, splits: Splits) -> Decision:
 
 
 def _decide_prune(recipe: Recipe, model: Model, splits: Splits) -> Decision:
-    ratio = recipe.prune.ratio
-    if ratio == 0:
+    settings = recipe.prune
+    if settings.ratio == 0:
         return Decision(None, "Switched off by ratio = 0.")
-    if ratio is not None:
-        check_prunable(model, recipe.prune)
-        return Decision(ratio, "Asked for.")
+    goal = settings.ratio or settings.macs_ratio or settings.params_ratio
+    if goal is not None:
+        check_prunable(model, settings)
+        return Decision(goal, "Asked for.")
     count = len(splits.fit)
     if count < ENOUGH_TO_RETRAIN:
         return Decision(None, f"{count} training images are too few to recover with (limit {ENOUGH_TO_RETRAIN}).")
     try:
-        check_prunable(model, recipe.prune)
+        check_prunable(model, settings)
     except TlcError as refusal:
         return Decision(None, refusal.message)
     return Decision(_AUTO_PRUNE_RATIO, "tlc's own choice; kept if it pays.")
@@ -205,13 +208,16 @@ class _Pipeline:
         student = self.student(original)
         pruned = self.pruned(original, student)
         quantized = self.quantized(pruned)
-        versions = list(dict.fromkeys([original, student, pruned]))
-        candidates = [Candidate(v.name, v.onnx, "fp32", checked=v.checked) for v in versions]
+        versions = {version.name: version for version in (original, student, pruned)}
+        candidates = [
+            Candidate(version.name, version.onnx, "fp32", before, version.checked)
+            for before, version in zip([None, *versions], versions.values(), strict=False)
+        ]
         if pruned != original:
             # The plain way out, beside which the work on the network has to show its worth.
-            candidates.append(Candidate("original-int8", self.quantized(original), "int8", source="original"))
-        candidates.append(Candidate("fp16", self.fp16(pruned), "fp16", source=pruned.name))
-        candidates.append(Candidate("int8", quantized, "int8", source=pruned.name))
+            candidates.append(Candidate("original-int8", self.quantized(original), "int8", "original"))
+        candidates.append(Candidate("fp16", self.fp16(pruned), "fp16", pruned.name))
+        candidates.append(Candidate("int8", quantized, "int8", pruned.name))
         rows = self.measured([self.published(candidate) for candidate in candidates])
         return self.concluded(rows, pruned, command)
 
@@ -303,7 +309,7 @@ class _Pipeline:
 
         def make(folder: Path) -> dict[str, Any]:
             record = quantize_file(version.onnx, folder / "int8.onnx", self.data, self.recipe, self.target, self.emit)
-            return record.model_dump(mode="json")
+            return {"summary": _quantize_summary(record), **record.model_dump(mode="json")}
 
         name = "quantize-original" if version.name == "original" else "quantize"
         stage = self.run.stage(name, inputs, make)
@@ -326,12 +332,12 @@ class _Pipeline:
             "files": {candidate.name: sha256_file(candidate.path) for candidate in candidates},
             "measure": self.recipe.measure.model_dump(mode="json"),
             "threads": self.target.threads,
-            "machine": {key: environment().get(key) for key in ("cpu", "cpu_model", "os", "versions")},
+            "machine": {key: environment()[key] for key in ("cpu_model", "os", "versions")},
             **self._common,
         }
 
         def make(folder: Path) -> dict[str, Any]:
-            rows = measure(
+            rows, warnings = measure(
                 candidates,
                 self.data.evaluation,
                 self.plan.splits.classes,
@@ -339,7 +345,8 @@ class _Pipeline:
                 relative_to=self.run.path,
                 emit=self.emit,
             )
-            return {"rows": [row.model_dump(mode="json") for row in rows], "environment": environment()}
+            values = [row.model_dump(mode="json") for row in rows]
+            return {"rows": values, "warnings": warnings, "environment": environment()}
 
         self._measure_stage = self.run.stage("measure", inputs, make)
         return [Measurement.model_validate(row) for row in self._measure_stage.found["rows"]]
@@ -361,6 +368,7 @@ class _Pipeline:
             ),
             data=self._data_record(),
             target=self.target.name,
+            threads=self.target.threads,
             preprocess=self.plan.model.preprocess.model_dump(mode="json"),
             recipe=self.recipe.model_dump(mode="json"),
             environment=self._measure_stage.found["environment"],
@@ -431,7 +439,7 @@ class _Pipeline:
         """Copy a candidate's file into the run's folder, with what a device needs to feed it written inside."""
         path = self.run.path / f"{candidate.name}.onnx"
         write_metadata(candidate.path, path, self.plan.model.preprocess, self.plan.splits.classes)
-        return Candidate(candidate.name, path, candidate.precision, candidate.source, candidate.checked)
+        return replace(candidate, path=path)
 
     def _publish_network(self, final: Version) -> None:
         with replacing_dir(self.run.path / "model") as folder:
@@ -452,7 +460,7 @@ class _Pipeline:
         )
 
     def _warnings(self, rows: list[Measurement]) -> list[str]:
-        warnings = []
+        warnings = list(self._measure_stage.found["warnings"])
         if self.plan.splits.skipped:
             warnings.append(f"{len(self.plan.splits.skipped)} unreadable images were left out.")
         smallest = min(score.support for score in rows[0].accuracy.per_class)
@@ -482,6 +490,14 @@ class _Pipeline:
 def _arch_needed(model: Model) -> str | None:
     """Return the `--arch` that loading the saved network needs: only a FILE.py is not in the folder."""
     return model.arch.text if model.arch.kind == "file" else None
+
+
+def _quantize_summary(record: QuantizeRecord) -> str:
+    attempt = record.attempts[record.chosen]
+    layers = len(attempt.excluded)
+    floating = f", {layers} layers left in float" if layers else ""
+    change = f"{-attempt.drop_points:+.2f} points on the images that choices are made on{floating}"
+    return change + ("." if record.met else f": over the budget of {record.budget_points:g}, the best of what was tried.")
 
 
 def choose(rows: list[Measurement], max_drop_points: float) -> tuple[Measurement, bool]:

@@ -63,8 +63,6 @@ class DistillSection(LossSettings):
 class PruneSection(PruneSettings):
     """Structured pruning after distillation."""
 
-    ratio: float | None = Field(None, ge=0, lt=1)
-    """Share of channels to remove; absent, tlc decides; 0 does not prune."""
     recovery_epochs: int = Field(3, ge=0)
     """Epochs of training after each pruning step."""
     recovery_learning_rate: float = Field(0.01, gt=0)

@@ -18,12 +18,12 @@ from tlc.calibration.metrics import agreement
 from tlc.calibration.preprocess import Preprocess
 from tlc.compress.arch import build, parse_arch
 from tlc.compress.distill import distill
-from tlc.compress.events import Emit
+from tlc.compress.events import Emit, Progress
 from tlc.compress.losses import softened_kl
 from tlc.compress.measure import logits_of, top1
 from tlc.compress.model import Model
 from tlc.compress.prune import prune_step, reestimate_batchnorm
-from tlc.compress.quantize import QuantizeRecord, quantize_within_budget
+from tlc.compress.quantize import QuantizeRecord, check_calibration, quantize_within_budget
 from tlc.compress.recipe import Recipe
 from tlc.compress.student import is_built_from_teacher, student_from_teacher
 from tlc.compress.train import bf16_is_fast, evaluate
@@ -169,6 +169,7 @@ def make_pruned(
         update={"epochs": recipe.prune.recovery_epochs, "learning_rate": recipe.prune.recovery_learning_rate}
     )
     scores: list[float] = []
+    start = model
     for step in range(1, recipe.prune.steps + 1):
         model = prune_step(
             model,
@@ -176,6 +177,7 @@ def make_pruned(
             step=step,
             ratio=ratio,
             round_to=recipe.prune.round_to or target.channel_multiple,
+            original=start,
             batches=_labelled_batches(data.fit, recipe.seed),
         )
         model = model.after("batch norm re-estimated", _with_batchnorm(model.module, data.fit, recipe.seed))
@@ -215,21 +217,33 @@ def export_model(model: Model, path: Path, target: Target, samples: Pixels) -> A
     return agreement(evaluate(model.module, few, bf16=False).numpy(), logits_of(path, few))
 
 
+@dataclass(frozen=True, slots=True)
+class _OneByOne:
+    """Samples (1, C, H, W) of `pixels`, again and again, one in memory at a time."""
+
+    pixels: Pixels
+    indices: NDArray[np.int64]
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        return (self.pixels.batch([index]) for index in self.indices)
+
+
 def quantize_file(
     float_onnx: Path, out: Path, data: Data, recipe: Recipe, target: Target, emit: Emit
 ) -> QuantizeRecord:
     """Write the INT8 file of `float_onnx`; layers stay in float where the accuracy budget asks for it."""
-    count = min(recipe.quantize.samples, len(data.fit))
+    count = check_calibration(len(data.fit), recipe.quantize)
     indices = balanced_indices(np.asarray(data.fit.labels), count, seed=recipe.seed)
     labels = np.asarray(data.judge.labels)
     before = top1(logits_of(float_onnx, data.judge), labels)
     return quantize_within_budget(
         float_onnx,
         out,
-        lambda: (data.fit.batch(indices[i : i + 1]) for i in range(count)),
+        _OneByOne(data.fit, indices),
         count=count,
         target=target,
         settings=recipe.quantize,
         drop_points=lambda path: 100 * (before - top1(logits_of(path, data.judge), labels)),
         budget_points=recipe.max_drop_points,
+        on_progress=lambda done, total: emit(Progress("calibrate", done, total)),
     )

@@ -209,7 +209,8 @@ class _Trainer:
         self, network: nn.Module, train: Pixels, settings: TrainSettings, objective: Objective, *, seed: int, views: int
     ) -> None:
         self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and bf16_is_fast())
-        self.accelerator = Accelerator(mixed_precision="bf16" if self.bf16 else "no")
+        # Autocast is ours: accelerate's would replace the network's forward, which then could not be saved.
+        self.accelerator = Accelerator(mixed_precision="no")
         self.network = network.to(self.accelerator.device, memory_format=torch.channels_last)
         self.average = (
             AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
@@ -278,7 +279,7 @@ class _Trainer:
             partner = torch.randperm(len(indices))
             images = share * images + (1 - share) * images[partner]
             mix = (partner, share)
-        with self.accelerator.autocast():
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.prepared(images)
         loss = self.objective.loss(logits.float(), images, Batch(indices, labels, view, mix))
         self.optimizer.zero_grad(set_to_none=True)
