@@ -13,6 +13,7 @@ from torch import nn
 
 from tlc.compress.arch import Architecture, accepts_num_classes, build, torchvision_names
 from tlc.compress.formats import Checkpoint, is_counter
+from tlc.compress.hf import renamed_state
 from tlc.runtime.errors import TlcError
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
@@ -56,6 +57,8 @@ def fit(arch: Architecture, checkpoint: Checkpoint, num_classes: int | None = No
         arch, state = _without_auxiliary(arch, state, notes)
     wanted = built_shapes(arch)
     state = _renamed(state, wanted, notes)
+    if arch.kind == "hf" and set(state) != set(wanted):
+        state = renamed_state(arch.config, {key.removeprefix("model."): value for key, value in state.items()}) or state
     arch = _with_image_size(arch, state, wanted)
     classes = _inferred_classes(arch, state)
     if classes is not None and num_classes is not None and classes != num_classes:

@@ -13,7 +13,7 @@ import torch
 
 from tlc.compress.checkpoint import read_weights
 from tlc.compress.pickles import Record, broken, foreign, named_globals, read_pickle
-from tlc.compress.skeleton import record_tensors
+from tlc.compress.skeleton import check_module_state, record_tensors
 from tlc.runtime.errors import TlcError
 
 _NESTED = (
@@ -128,14 +128,20 @@ def _read_pickled(path: Path, kind: str) -> Checkpoint:
     record, place = _find_record(content)
     classes = _class_names(content)
     if record is not None:
-        while record.global_name.endswith("DataParallel"):
-            record = record.state["_modules"]["module"]
+        record = _unwrapped(record)
         where = f"{kind}, whole module {record.global_name}" + (f" under {place!r}" if place else "")
         return _checkpoint(path, where, dict(record_tensors(record)), record=record, classes=classes)
     state, place, others = _find_state(content, path)
     notes = [f"used the weights under {place!r}; the file also holds {', '.join(map(repr, others))}"] if others else []
     where = f"{kind}, state_dict" + (f" under {place!r}" if place else "")
     return _checkpoint(path, where, state, classes=classes, notes=notes)
+
+
+def _unwrapped(record: Record) -> Record:
+    """Return the network inside DataParallel; TlcError for a record without the state of a module."""
+    check_module_state(record, "")
+    inner = record.state["_modules"].get("module") if record.global_name.endswith(".DataParallel") else None
+    return record if inner is None else _unwrapped(inner)
 
 
 def _find_record(content: object) -> tuple[Record | None, str]:

@@ -90,7 +90,55 @@ class Logits(nn.Module):
 
 def build_classifier(recorded: Mapping[str, JsonValue], num_classes: int | None) -> nn.Module:
     """Return the classifier that the recorded config describes, random weights; state keys start with `model.`."""
-    from transformers import CONFIG_MAPPING, AutoModelForImageClassification
+    from transformers import AutoModelForImageClassification
+
+    for implementation in ("sdpa", "eager"):
+        try:
+            model = AutoModelForImageClassification.from_config(
+                _config(recorded, num_classes),
+                attn_implementation=implementation,
+                trust_remote_code=False,
+                dtype=torch.float32,
+            )
+        except ValueError:
+            if implementation == "eager":
+                raise
+        else:
+            break
+    return Logits(model)
+
+
+def renamed_state(
+    recorded: Mapping[str, JsonValue], state: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor] | None:
+    """Return `state` under the names that the installed transformers uses, which differ from those it stores.
+
+    None if the weights do not fit the config.
+    """
+    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    from transformers.utils import logging
+
+    config = _config(recorded, None)
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        model, info = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)].from_pretrained(
+            None, config=config, state_dict=dict(state), output_loading_info=True, dtype=torch.float32
+        )
+    except RuntimeError:
+        return None  # shapes differ; the comparison of names and shapes says which
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+    if any(info.get(key) for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")):
+        return None
+    return {f"model.{name}": value for name, value in model.state_dict().items()}
+
+
+def _config(recorded: Mapping[str, JsonValue], num_classes: int | None) -> Any:
+    from transformers import CONFIG_MAPPING
 
     values = recorded.get("config")
     if not isinstance(values, dict):
@@ -100,18 +148,7 @@ def build_classifier(recorded: Mapping[str, JsonValue], num_classes: int | None)
     if num_classes is not None:
         known = {key: value for key, value in known.items() if key not in ("id2label", "label2id", "num_labels")}
         known["num_labels"] = num_classes
-    config = CONFIG_MAPPING[known.pop("model_type")].from_dict(known)
-    for implementation in ("sdpa", "eager"):
-        try:
-            model = AutoModelForImageClassification.from_config(
-                config, attn_implementation=implementation, trust_remote_code=False, dtype=torch.float32
-            )
-        except ValueError:
-            if implementation == "eager":
-                raise
-        else:
-            break
-    return Logits(model)
+    return CONFIG_MAPPING[known.pop("model_type")].from_dict(known)
 
 
 def class_names(recorded: Mapping[str, JsonValue]) -> tuple[str, ...]:

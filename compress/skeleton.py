@@ -26,6 +26,7 @@ Node: TypeAlias = dict[str, Any]
 """JSON object; see the module's docstring."""
 
 _INTERNAL = frozenset(vars(nn.Module())) | {"_is_full_backward_hook", "_compiled_call_impl", "_version"}
+_REGISTERS = ("_modules", "_parameters", "_buffers")
 _HOOKS = tuple(name for name in _INTERNAL if name.endswith("_hooks"))
 
 
@@ -40,13 +41,6 @@ def _node(module: Any, path: str, seen: dict[int, str]) -> Node:
     seen[id(module)] = path
     if isinstance(module, Record):
         name, state = module.global_name, module.state
-        if not isinstance(state, dict) or not {"_modules", "_parameters", "_buffers"} <= set(state):
-            raise TlcError(
-                f"the pickled {name} at {path or 'the top'} holds no module state", hint="Save its state_dict."
-            )
-        if any(state.get(hook) for hook in _HOOKS):
-            hint = "Remove its hooks (weight_norm, spectral_norm, ...) before saving, or save its state_dict."
-            raise TlcError(f"the pickled {name} at {path or 'the top'} carries hooks", hint=hint)
     else:
         name, state = class_name(type(module)), vars(module)
     transient = state.get("_non_persistent_buffers_set", ())
@@ -60,6 +54,24 @@ def _node(module: Any, path: str, seen: dict[int, str]) -> Node:
         "buffers": {key: None if value is None else key not in transient for key, value in state["_buffers"].items()},
         "modules": {key: None if child is None else _node(child, join(path, key), seen) for key, child in children},
     }
+
+
+def check_module_state(record: object, path: str) -> None:
+    """Raise TlcError unless `record` and all below hold what a pickled nn.Module holds, and no hooks."""
+    place = path or "the top"
+    if not isinstance(record, Record):
+        raise TlcError(f"the pickle holds a {type(record).__name__} at {place}, no module", hint="Save its state_dict.")
+    state = record.state
+    if not isinstance(state, dict) or not all(isinstance(state.get(key), dict) for key in _REGISTERS):
+        raise TlcError(
+            f"the pickled {record.global_name} at {place} holds no module state", hint="Save its state_dict."
+        )
+    if any(state.get(hook) for hook in _HOOKS):
+        hint = "Remove its hooks (weight_norm, spectral_norm, ...) before saving, or save its state_dict."
+        raise TlcError(f"the pickled {record.global_name} at {place} carries hooks", hint=hint)
+    for name, child in state["_modules"].items():
+        if child is not None:
+            check_module_state(child, join(path, str(name)))
 
 
 def join(path: str, name: str) -> str:
