@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import helper, numpy_helper
+
+from tlc.export.qdq import carry_through, set_activation_type
+
+SCALE = np.float32(0.05)
+
+
+def quantizer(source: str, result: str, zero_point: str = "z") -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("QuantizeLinear", [source, "s", zero_point], [f"{result}_q"]),
+        helper.make_node("DequantizeLinear", [f"{result}_q", "s", zero_point], [result]),
+    ]
+
+
+def fire_module(other_zero_point: int = 0) -> onnx.ModelProto:
+    """Two quantised branches, Concat, MaxPool, and a convolution with INT8 weights."""
+    weight = np.random.default_rng(0).integers(-127, 128, (4, 6, 3, 3)).astype(np.int8)
+    constants = {
+        "s": SCALE,
+        "z": np.uint8(0),
+        "z2": np.uint8(other_zero_point),
+        "w_q": weight,
+        "w_s": np.full(4, 0.01, np.float32),
+        "w_z": np.zeros(4, np.int8),
+    }
+    nodes = [
+        *quantizer("x", "a"),
+        helper.make_node("Relu", ["x"], ["r"]),
+        *quantizer("r", "b", "z2"),
+        helper.make_node("Concat", ["a", "b"], ["c"], axis=1),
+        helper.make_node("MaxPool", ["c"], ["p"], kernel_shape=[2, 2]),
+        helper.make_node("DequantizeLinear", ["w_q", "w_s", "w_z"], ["w"], axis=0),
+        helper.make_node("Conv", ["p", "w"], ["v"]),
+        *quantizer("v", "y"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 4, 5, 5])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def run(model: onnx.ModelProto, *, fused: bool = False) -> np.ndarray:
+    options = ort.SessionOptions()
+    if not fused:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    batch = np.random.default_rng(1).standard_normal((2, 3, 8, 8), dtype=np.float32)
+    return np.asarray(session.run(None, {"x": batch})[0])
+
+
+def fused_ops(model: onnx.ModelProto, path: Path) -> list[str]:
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(path)
+    options.log_severity_level = 3
+    ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+def test_carrying_a_grid_through_changes_no_value() -> None:
+    model = fire_module()
+    before = run(model)
+    assert carry_through(model) == 2
+    onnx.checker.check_model(model, full_check=True)
+    np.testing.assert_array_equal(run(model), before)
+
+
+def test_the_convolution_behind_concat_becomes_integer(tmp_path: Path) -> None:
+    model = fire_module()
+    assert "QLinearConv" not in fused_ops(model, tmp_path / "a.onnx")
+    carry_through(model)
+    assert "QLinearConv" in fused_ops(model, tmp_path / "b.onnx")
+
+
+def test_carrying_through_twice_adds_nothing() -> None:
+    model = fire_module()
+    carry_through(model)
+    assert carry_through(model) == 0
+
+
+def test_branches_on_different_grids_stay_as_they_are() -> None:
+    assert carry_through(fire_module(other_zero_point=3)) == 0
+
+
+def test_another_activation_type_changes_no_value_and_no_weight() -> None:
+    model = fire_module(other_zero_point=3)
+    before = run(model)
+    assert set_activation_type(model, "uint8") == 0
+    assert set_activation_type(model, "int8") == 2
+    zero_points = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    assert zero_points["z"].dtype == zero_points["w_z"].dtype == np.int8
+    assert (zero_points["z"].item(), zero_points["z2"].item()) == (-128, -125)
+    np.testing.assert_array_equal(run(model), before)
+    assert set_activation_type(model, "uint8") == 2
+    np.testing.assert_array_equal(run(model), before)
