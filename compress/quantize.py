@@ -1,0 +1,286 @@
+"""Static INT8 quantisation of a float ONNX file by NNCF, and the search for what to leave in float."""
+
+import fnmatch
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import nncf
+import numpy as np
+import onnx
+from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from tlc.compress.sensitivity import LayerNoise, layer_noise
+from tlc.export.qdq import carry_through, set_activation_type
+from tlc.export.quiet import quiet
+from tlc.runtime.artifact import write_bytes
+from tlc.runtime.errors import TlcError, UsageError
+from tlc.runtime.target import Target
+
+FEWEST_SAMPLES = 16
+"""Below it, the range of an activation depends on which pictures were drawn."""
+_RANKING_SAMPLES = 32
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+_NNCF_REFUSALS = (
+    nncf.InternalError,
+    nncf.ValidationError,
+    nncf.UnsupportedModelError,
+    nncf.UnsupportedBackendError,
+)
+
+Samples = Iterable[NDArray[np.float32]]
+Progress = Callable[[int, int], None]
+
+
+class QuantizeSettings(BaseModel):
+    """How to quantise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    samples: int = Field(default=300, ge=FEWEST_SAMPLES)
+    """Calibration images at most; all there are if fewer."""
+    preset: Literal["performance", "mixed"] = "performance"
+    """`mixed` gives activations of both signs a grid of their own zero point instead of a symmetric one."""
+    bias_correction: Literal["fast", "accurate", "off"] = "fast"
+    """Makes up for the shift that rounding puts on each layer's mean output; `accurate` is slower."""
+    ignored: tuple[str, ...] = ()
+    """Layers that stay in float: patterns (`*`, `?`) for names of nodes, or of modules as far as weights keep them."""
+    max_exclusions: int = Field(default=8, ge=0)
+    """Layers that may be left in float, beyond `ignored`, to meet the accuracy budget."""
+
+
+class Attempt(BaseModel):
+    """One candidate: what stayed in float, and what it cost."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    excluded: tuple[str, ...]
+    drop_points: float
+    """Top-1 on the holdout that it loses against the original, percentage points."""
+
+
+class QuantizeRecord(BaseModel):
+    """What was tried to meet the budget. The file holds the last attempt that met it, else the one that lost least."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attempts: tuple[Attempt, ...]
+    chosen: int
+    """Index into `attempts`."""
+    met: bool
+    budget_points: float
+    ranking: tuple[LayerNoise, ...]
+    """Noisiest first; empty when full INT8 met the budget."""
+
+
+def check_calibration(available: int, settings: QuantizeSettings) -> int:
+    """Return how many images to calibrate with: `settings.samples`, or all if fewer.
+
+    Raises TlcError when there are fewer than 16.
+    """
+    if available < FEWEST_SAMPLES:
+        raise TlcError(
+            f"too few calibration images: {available}, the limit is {FEWEST_SAMPLES}",
+            hint="Add training images, or leave quantisation out.",
+        )
+    return min(available, settings.samples)
+
+
+def quantize_onnx(
+    float_onnx: Path,
+    out: Path,
+    samples: Samples,
+    *,
+    count: int,
+    target: Target,
+    settings: QuantizeSettings,
+    ignored: Sequence[str] = (),
+    on_progress: Progress | None = None,
+) -> None:
+    """Write the INT8 file of a float one: weights INT8 per channel, activations per tensor in `target`'s type.
+
+    The same inputs give the same bytes. Memory does not grow with `count`.
+
+    Args:
+        float_onnx: made by `onnx_from_torch`.
+        out: file to write.
+        samples: (1, C, H, W) float32 each; iterated from the start several times, so no generator.
+        count: how many of them to use.
+        target: decides the type of activations and whether weights use 7 bits.
+        settings: see `QuantizeSettings`.
+        ignored: names of nodes that stay in float, beyond the patterns in `settings`.
+        on_progress: called with the number of the sample in the current pass over them, and `count`.
+
+    Raises:
+        UsageError: a pattern of `settings.ignored` matches no layer.
+        TlcError: NNCF cannot quantise the graph.
+
+    """
+    if iter(samples) is samples:
+        raise TypeError("samples must be iterable more than once, not an iterator")
+    model = onnx.load(float_onnx)
+    excluded = [*matching_layers(model, settings.ignored), *ignored]
+    try:
+        with quiet():
+            quantized = _quantized(model, _Stream(samples, count, on_progress), target, settings, excluded)
+    except TlcError:
+        raise
+    except (
+        nncf.InternalError,
+        nncf.ValidationError,
+        nncf.UnsupportedModelError,
+        nncf.UnsupportedBackendError,
+    ) as error:
+        raise TlcError(
+            f"NNCF cannot quantise {float_onnx.name}: {error}",
+            hint="Leave quantisation out, or name the layer in the recipe's quantize.ignored.",
+        ) from error
+    set_activation_type(quantized, target.activations)
+    carry_through(quantized)
+    quantized.ClearField("metadata_props")
+    onnx.checker.check_model(quantized, full_check=True)
+    write_bytes(out, quantized.SerializeToString(deterministic=True))
+
+
+def quantize_within_budget(
+    float_onnx: Path,
+    out: Path,
+    samples: Samples,
+    *,
+    count: int,
+    target: Target,
+    settings: QuantizeSettings,
+    drop_points: Callable[[Path], float],
+    budget_points: float,
+    on_progress: Progress | None = None,
+) -> QuantizeRecord:
+    """Quantise everything; while that costs more than the budget, leave more of the noisiest layers in float.
+
+    Layers are ranked once by the noise that each alone puts on the logits (`tlc.compress.sensitivity`). Then the worst
+    1, 2, 4, ... up to `settings.max_exclusions` stay in float, each a new quantisation and one call of `drop_points`.
+    At most 2 + log2(max_exclusions) quantisations. `out` gets the first candidate that meets the budget, else the one
+    that lost least.
+
+    Args:
+        float_onnx: as for `quantize_onnx`, like the arguments not named here.
+        out: file to write.
+        samples: (1, C, H, W) float32 each, iterable again and again.
+        count: how many of them to use.
+        target: as for `quantize_onnx`.
+        settings: as for `quantize_onnx`.
+        drop_points: top-1 that a candidate file loses on the holdout against the original, percentage points.
+        budget_points: the largest drop accepted.
+        on_progress: as for `quantize_onnx`.
+
+    """
+    attempts: list[Attempt] = []
+    ranking: tuple[LayerNoise, ...] = ()
+    best = 0
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        files: list[Path] = []
+        for exclusions in _steps(settings.max_exclusions):
+            if exclusions and not ranking:
+                ranking = layer_noise(float_onnx, files[0], islice(samples, min(count, _RANKING_SAMPLES)))
+            worst = tuple(layer.name for layer in ranking[:exclusions])
+            if attempts and len(worst) == len(attempts[-1].excluded):
+                break  # there are no more layers
+            candidate = Path(scratch) / f"{exclusions}.onnx"
+            quantize_onnx(
+                float_onnx,
+                candidate,
+                samples,
+                count=count,
+                target=target,
+                settings=settings,
+                ignored=worst,
+                on_progress=on_progress,
+            )
+            files.append(candidate)
+            attempts.append(Attempt(excluded=worst, drop_points=drop_points(candidate)))
+            best = min(range(len(attempts)), key=lambda index: attempts[index].drop_points)
+            if attempts[-1].drop_points <= budget_points:
+                best = len(attempts) - 1
+                break
+        files[best].replace(out)
+    return QuantizeRecord(
+        attempts=tuple(attempts),
+        chosen=best,
+        met=attempts[best].drop_points <= budget_points,
+        budget_points=budget_points,
+        ranking=ranking,
+    )
+
+
+def matching_layers(model: onnx.ModelProto, patterns: Sequence[str]) -> list[str]:
+    """Return the names of the weighted nodes that a pattern matches, by node name or by the module of the weight.
+
+    Raises UsageError for a pattern that matches none.
+    """
+    layers = {node.name: _module_name(node) for node in model.graph.node if node.op_type in _LAYERS}
+    found: list[str] = []
+    for pattern in patterns:
+        hits = [name for name, owner in layers.items() if any(fnmatch.fnmatchcase(n, pattern) for n in (name, owner))]
+        if not hits:
+            known = ", ".join(list(layers.values())[:5])
+            raise UsageError(
+                f"quantize.ignored: {pattern!r} matches none of the {len(layers)} layers ({known}, ...)",
+                hint="Use a layer's name or a pattern such as 'layer1.*'.",
+            )
+        found.extend(name for name in hits if name not in found)
+    return found
+
+
+def _module_name(node: onnx.NodeProto) -> str:
+    weight: str = node.input[1]
+    return weight.removesuffix(".weight")
+
+
+def _steps(limit: int) -> list[int]:
+    """0, 1, 2, 4, ... and `limit` itself."""
+    steps = [0]
+    while steps[-1] < limit:
+        steps.append(min(limit, max(1, 2 * steps[-1])))
+    return steps
+
+
+def _quantized(
+    model: onnx.ModelProto, stream: "_Stream", target: Target, settings: QuantizeSettings, excluded: Sequence[str]
+) -> onnx.ModelProto:
+    attention = any(node.op_type == "LayerNormalization" for node in model.graph.node) and any(
+        node.op_type == "Softmax" for node in model.graph.node
+    )
+    quantized: onnx.ModelProto = nncf.quantize(
+        model,
+        nncf.Dataset(stream, lambda image: {model.graph.input[0].name: image}),
+        preset=nncf.QuantizationPreset(settings.preset),
+        subset_size=stream.count,
+        fast_bias_correction=settings.bias_correction != "accurate",
+        model_type=nncf.ModelType.TRANSFORMER if attention else None,
+        ignored_scope=nncf.IgnoredScope(names=list(excluded)),
+        advanced_parameters=AdvancedQuantizationParameters(
+            overflow_fix=OverflowFix.ENABLE if target.weights_reduced_range else OverflowFix.DISABLE,
+            disable_bias_correction=settings.bias_correction == "off",
+        ),
+    )
+    return quantized
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """The first `count` samples, counted while they pass, as often as NNCF asks."""
+
+    samples: Samples
+    count: int
+    on_progress: Progress | None
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        for done, sample in enumerate(islice(self.samples, self.count), start=1):
+            if self.on_progress is not None:  # before the sample: NNCF never asks for one more, so nothing runs after
+                self.on_progress(done, self.count)
+            yield sample
