@@ -27,7 +27,7 @@ Samples = Pixel | Sequence[Pixel]
 class Augment(BaseModel):
     """How training images are varied."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     crop: Literal["pad", "resized", "none"]
     """`pad`: zero-pad the evaluation image and crop at random (He et al. 2016, for small images). `resized`: a random

@@ -102,7 +102,7 @@ def quantize_command(model: Path, output: Path, quiet: bool, **options: Any) -> 
     with progress(quiet=quiet) as emit:
         record = quantize_to(recipe_from(options, model), output, emit)
     attempt = record.attempts[record.chosen]
-    click.echo(f"{output}: {-attempt.drop_points:+.2f} points, {len(attempt.excluded)} layers left in float")
+    click.echo(f"{output}: {0 - attempt.drop_points:+.2f} points, {len(attempt.excluded)} layers left in float")
     if not record.met:
         raise click.ClickException(f"That is over the budget of {record.budget_points:g} points.")
 

@@ -14,18 +14,22 @@ _PIL_NAMES: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear
 
 
 class PreprocessOptions(BaseModel):
-    """What the user said; None where nothing was said."""
+    """What to do to an image, where neither the file nor the architecture says, or to say it otherwise."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     input: tuple[int, int, int] | None = None
     """(C, H, W) of the model's input."""
     resize: Literal["none"] | int | tuple[int, int] | None = None
     """Short side, (H, W), or "none": images are taken as they are."""
     mean: tuple[float, ...] | None = None
+    """Per channel, of values in [0, 1]."""
     std: tuple[float, ...] | None = None
+    """Per channel, of values in [0, 1]."""
     interpolation: Interpolation | None = None
+    """Filter of the resize."""
     channels: Literal["rgb", "bgr", "gray"] | None = None
+    """Order that the network expects."""
 
 
 def parse_input(text: str) -> tuple[int, int, int]:

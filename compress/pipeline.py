@@ -422,7 +422,7 @@ class _Pipeline:
         drop = 100 * (gate.found["holdout_top1"][0] - gate.found["holdout_top1"][1])
         measured = f"{gain.estimate:.2f}x [{gain.low:.2f}, {gain.high:.2f}] the speed of {before.name}"
         if judged:
-            measured += f", {-drop:+.2f} points on the held-out images"
+            measured += f", {0 - drop:+.2f} points on the held-out images"
         kept = gain.low > 1 and not (judged and drop > self.recipe.max_drop_points)
         reason = measured if kept else f"{measured}: {'not faster' if gain.low <= 1 else 'over the budget'}"
         self._note(name, "kept" if kept else "dropped", reason + ".", stage)
@@ -496,8 +496,10 @@ def _quantize_summary(record: QuantizeRecord) -> str:
     attempt = record.attempts[record.chosen]
     layers = len(attempt.excluded)
     floating = f", {layers} layers left in float" if layers else ""
-    change = f"{-attempt.drop_points:+.2f} points on the images that choices are made on{floating}"
-    return change + ("." if record.met else f": over the budget of {record.budget_points:g}, the best of what was tried.")
+    change = f"{0 - attempt.drop_points:+.2f} points on the images that choices are made on{floating}"
+    return change + (
+        "." if record.met else f": over the budget of {record.budget_points:g}, the best of what was tried."
+    )
 
 
 def choose(rows: list[Measurement], max_drop_points: float) -> tuple[Measurement, bool]:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from tlc.calibration.splits import EVALUATION_RATIO, HOLDOUT_RATIO
 from tlc.compress.distill import LossSettings
 from tlc.compress.inputs import PreprocessOptions
 from tlc.compress.prune import PruneSettings
@@ -44,9 +46,10 @@ class DataSection(_Section):
 
     path: Path
     """ImageFolder directory (train/ and val/, or one folder), a .zip or .tar of it, or .npz arrays."""
-    holdout_ratio: float = Field(0.1, gt=0, lt=1)
-    """Share of train that is held out of training for early stopping and every choice (at most 2,500 images)."""
-    evaluation_ratio: float = Field(0.2, gt=0, lt=1)
+    holdout_ratio: float = Field(HOLDOUT_RATIO, gt=0, le=0.5)
+    """Share of train that is held out of training for early stopping and every choice: at least 200 images where train
+    has them to spare, at most 2,500."""
+    evaluation_ratio: float = Field(EVALUATION_RATIO, gt=0, le=0.5)
     """Share to evaluate on, when the data has no split of its own."""
     skip_bad: bool = False
     """Leave unreadable images out instead of stopping; they are counted in the report."""
@@ -174,14 +177,10 @@ def _sentence(detail: ErrorDetails) -> str:
 def _section(location: Sequence[int | str]) -> type[BaseModel]:
     section: type[BaseModel] = Recipe
     for key in location:
-        section = _fields_model(section, str(key))
+        inner = _inner_section(section.model_fields[str(key)].annotation)
+        assert inner is not None, location
+        section = inner
     return section
-
-
-def _fields_model(section: type[BaseModel], key: str) -> type[BaseModel]:
-    annotation = section.model_fields[key].annotation
-    candidates = [annotation, *getattr(annotation, "__args__", ())]
-    return next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
 
 
 def recipe_template(model: str = "model.pt", data: str = "data") -> str:
@@ -195,18 +194,25 @@ def _template_lines(section: type[BaseModel], prefix: str, given: Mapping[str, s
     nested: list[str] = []
     for key, info in section.model_fields.items():
         name = prefix + key
-        model = next((a for a in (info.annotation, *getattr(info.annotation, "__args__", ()))
-                      if isinstance(a, type) and issubclass(a, BaseModel)), None)  # fmt: skip
-        if model is not None:
-            meaning = (info.description or model.__doc__ or "").split("\n\n")[0]
-            nested += ["", *_comment(meaning), f"[{name}]", *_template_lines(model, name + ".", given)]
+        inner = _inner_section(info.annotation)
+        if inner is None:
+            lines += _comment(info.description or "")
+            lines.append(f"{key} = {_toml(given[name])}" if name in given else f"# {key} = {_default(info)}")
             continue
-        lines += _comment(info.description or "")
-        if name in given:
-            lines.append(f"{key} = {_toml(given[name])}")
-        else:
-            lines.append(f"# {key} = {_toml(info.get_default(call_default_factory=True))}")
+        # A section that is absent by default stays so: its header is a comment as well.
+        header = f"# [{name}]" if info.default is None else f"[{name}]"
+        nested += ["", *_comment(info.description or inner.__doc__ or ""), header]
+        nested += _template_lines(inner, name + ".", given)
     return lines + nested
+
+
+def _inner_section(annotation: object) -> type[BaseModel] | None:
+    candidates = (annotation, *getattr(annotation, "__args__", ()))
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _default(info: FieldInfo) -> str:
+    return "...  (needed)" if info.is_required() else _toml(info.get_default(call_default_factory=True))
 
 
 def _comment(text: str) -> list[str]:

@@ -120,7 +120,7 @@ def test_a_second_process_is_refused_with_the_first_ones_number(tmp_path: Path) 
     code = (
         "import json, sys; from pathlib import Path; from tlc.compress.run import open_run\n"
         "from tlc.compress.events import silent\n"
-        f"with open_run(Path(sys.argv[1]), json.loads(sys.argv[2]), resume=True, emit=silent): pass"
+        "with open_run(Path(sys.argv[1]), json.loads(sys.argv[2]), resume=True, emit=silent): pass"
     )
     with open_run(tmp_path / "out", IDENTITY, resume=False, emit=silent):
         second = subprocess.run(

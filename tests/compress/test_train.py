@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.compress.tiny import bars, seeded_net
+from tiny import bars, seeded_net
 from tlc.compress.events import Event, silent
 from tlc.compress.train import Fitted, Supervised, TrainSettings, evaluate, fit, parameter_blocks
 from tlc.runtime.errors import TlcError

@@ -1,0 +1,123 @@
+"""Every command and Python block of the documents runs as written, in a folder with a small model and photographs."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PAGES = [page for page in sorted((REPOSITORY / "docs").glob("*.md")) if page.name != "compress.md"]
+BLOCK = re.compile(r"^```(console|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """Yield ("console", command) and ("python", code) in the order of the page."""
+    for kind, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+        if kind == "python":
+            yield kind, text
+            continue
+        for line in text.splitlines():
+            if line.startswith("$ "):
+                yield kind, line[2:]
+
+
+def run(kind: str, text: str, folder: Path) -> None:
+    tools = Path(sys.executable).parent
+    env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    command: list[str] | str = [sys.executable, "-c", text] if kind == "python" else text
+    if text.startswith("build/native/"):
+        program = REPOSITORY / text.split()[0]
+        if not program.exists():
+            pytest.skip(f"{program} is not built; run: make native")
+        command = f"{REPOSITORY}/{text}"
+        env["TLC_ORT_LIB"] = _ort_library()
+    done = subprocess.run(
+        command, shell=kind == "console", cwd=folder, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+def _ort_library() -> str:
+    import onnxruntime
+
+    return str(next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so*")))
+
+
+def _write_photos(folder: Path) -> None:
+    """Ants are reddish, bees are bluish; 60x70 noise otherwise."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 40), ("val", 12)):
+        for position, name in enumerate(("ants", "bees")):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 160, (60, 70, 3), np.uint8)
+                pixels[:, :, 0 if position == 0 else 2] += 90
+                Image.fromarray(pixels).save(folder / split / name / f"{number:03d}.jpg")
+
+
+def _trained() -> torch.nn.Module:
+    """A network that tells red from blue."""
+    torch.manual_seed(0)
+    model = torchvision.models.mobilenet_v3_small(num_classes=2)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    for _ in range(12):
+        labels = torch.arange(16) % 2
+        images = torch.randn(16, 3, 64, 64) * 0.5
+        images[labels == 0, 0] += 1.5
+        images[labels == 1, 2] += 1.5
+        loss = torch.nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the pages assume: model.pt, photos/, photos.zip, photo.jpg, and the run of compress.md."""
+    folder = tmp_path_factory.mktemp("docs")
+    _write_photos(folder / "photos")
+    with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
+        for file in sorted((folder / "photos").rglob("*.jpg")):
+            archive.write(file, file.relative_to(folder / "photos"))
+    shutil.copyfile(folder / "photos" / "val" / "ants" / "000.jpg", folder / "photo.jpg")
+    torch.save(_trained().state_dict(), folder / "model.pt")
+    for kind, text in blocks(REPOSITORY / "docs" / "compress.md"):
+        run(kind, text, folder)
+    return folder
+
+
+def test_the_page_on_compressing_ends_with_what_it_lists(folder: Path) -> None:
+    listed = {"model.onnx", "original.onnx", "int8.onnx", "fp16.onnx", "report.html", "report.md", "report.json"}
+
+    assert listed <= {file.name for file in (folder / "run").iterdir()}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_the_page_runs(page: Path, folder: Path) -> None:
+    commands = [(kind, text) for kind, text in blocks(page) if not text.startswith("make ")]
+
+    for kind, text in commands:
+        run(kind, text, folder)
+
+
+def test_every_command_of_tlc_is_on_a_page_and_ends_its_help_with_an_example() -> None:
+    from tlc.cli.main import main
+
+    pages = "\n".join(
+        page.read_text(encoding="utf-8")
+        for page in [*PAGES, *REPOSITORY.glob("docs/compress.md"), REPOSITORY / "README.md"]
+    )
+    for name, command in main.commands.items():
+        assert f"tlc {name}" in pages, name
+        assert re.search(r"Examples?:", command.help or ""), name
