@@ -88,7 +88,7 @@ def _accumulate(module: nn.Module, batches: Batches, *, squared: bool) -> None:
         raise TlcError(
             "Taylor and Hessian importance need labelled samples and got none.", hint="Use importance = magnitude."
         )
-    pieces = [piece for batch in batches for piece in (zip(*(t.split(1) for t in batch), strict=True))]
+    pieces = [(x[None], y[None]) for images, labels in batches for x, y in zip(images, labels, strict=True)]
     totals = {p: torch.zeros_like(p) for p in module.parameters()}
     for images, labels in pieces if squared else batches:
         module.zero_grad()

@@ -138,7 +138,7 @@ def prune_step(
     module = _without_auxiliary(model.module)
     reference = module if original is None else _without_auxiliary(original.module)
     example = torch.zeros(2, *model.preprocess.input_shape)
-    sources = (*prunable.couplings, *prunable.attention)
+    sources: list[Coupling | Attention] = [*prunable.couplings, *prunable.attention]
     work = _Work(
         module=module,
         example=example,
@@ -179,8 +179,8 @@ def reestimate_batchnorm(module: nn.Module, batches: Iterable[Tensor]) -> None:
     finally:
         for layer, momentum in zip(norms, momenta, strict=True):
             layer.momentum = momentum
-        for layer, mode in modes.items():
-            layer.training = mode
+        for part, mode in modes.items():
+            part.training = mode
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,7 +241,8 @@ def student_from_teacher(
     Raises as `check_student`.
     """
     wanted = parse_student(spec)
-    student, removed, teacher_score, evaluations = model, (), None, 0
+    student, teacher_score, evaluations = model, None, 0
+    removed: tuple[RemovedBlock, ...] = ()
     kept: dict[str, int] = {}
     if wanted.depth is not None:
         removed, teacher_score, evaluations = choose_blocks(model, wanted.depth, score, max_evaluations=max_evaluations)

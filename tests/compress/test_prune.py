@@ -29,7 +29,8 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.stem(x)))
         x = x + self.back(F.relu(self.inner(x)))
-        return self.head(F.adaptive_avg_pool2d(x, 4).flatten(1))
+        y: Tensor = self.head(F.adaptive_avg_pool2d(x, 4).flatten(1))
+        return y
 
 
 class Concat(nn.Module):
@@ -41,7 +42,8 @@ class Concat(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.silu(self.norm(torch.cat([self.left(x), self.right(x)], 1)))
-        return self.head(self.joined(x).mean((2, 3)))
+        y: Tensor = self.head(self.joined(x).mean((2, 3)))
+        return y
 
 
 class Grouped(nn.Module):
@@ -54,7 +56,8 @@ class Grouped(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.gate(F.relu(self.depthwise(self.expand(x))))
-        return self.head(F.gelu(self.norm(self.grouped(x))).mean((2, 3)))
+        y: Tensor = self.head(F.gelu(self.norm(self.grouped(x))).mean((2, 3)))
+        return y
 
 
 class Attention(nn.Module):
@@ -66,7 +69,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, length, _ = x.shape
         q, k, v = self.qkv(x).reshape(n, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, length, -1))
+        y: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, length, -1))
+        return y
 
 
 class Transformer(nn.Module):
@@ -79,10 +83,11 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2) + self.position
-        y = self.first(x)
-        x = x + (self.attention(y, y, y)[0] if isinstance(self.attention, nn.MultiheadAttention) else self.attention(y))
+        z = self.first(x)
+        x = x + (self.attention(z, z, z)[0] if isinstance(self.attention, nn.MultiheadAttention) else self.attention(z))
         x = x + self.down(F.gelu(self.up(self.second(x))))
-        return self.head(x.mean(1))
+        y: Tensor = self.head(x.mean(1))
+        return y
 
 
 class Shuffle(nn.Module):
@@ -97,7 +102,8 @@ class Shuffle(nn.Module):
         x = self.stem(x)
         n, c, h, w = x.shape
         x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
-        return self.head(self.after(self.inner(x)).mean((2, 3)))
+        y: Tensor = self.head(self.after(self.inner(x)).mean((2, 3)))
+        return y
 
 
 NETS: list[Callable[[], nn.Module]] = [Residual, Concat, Grouped, Transformer, Shuffle, lambda: Transformer(fused=True)]
@@ -236,14 +242,15 @@ def test_taylor_spares_the_channels_that_carry_the_loss() -> None:
 def test_hessian_is_the_mean_of_squared_gradients_per_sample() -> None:
     from tlc.compress.importance import _accumulate
 
-    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    linear = nn.Linear(192, 5)
+    net = nn.Sequential(nn.Flatten(), linear)
     _accumulate(net, [(IMAGES[:2], LABELS[:2]), (IMAGES[2:], LABELS[2:])], squared=True)
     squares = []
     for image, label in zip(IMAGES, LABELS, strict=True):
-        (gradient,) = torch.autograd.grad(F.cross_entropy(net(image[None]), label[None]), [net[1].weight])
+        (gradient,) = torch.autograd.grad(F.cross_entropy(net(image[None]), label[None]), [linear.weight])
         squares.append(gradient.square())
-    assert net[1].weight.grad is not None
-    assert torch.allclose(net[1].weight.grad, torch.stack(squares).mean(0), rtol=1e-4)
+    assert linear.weight.grad is not None
+    assert torch.allclose(linear.weight.grad, torch.stack(squares).mean(0), rtol=1e-4)
 
 
 def test_gradient_importance_without_samples_says_what_to_do() -> None:
@@ -336,7 +343,7 @@ def test_heads_that_cannot_go_are_refused_before_work() -> None:
 
 def test_frozen_parameters_stay_frozen() -> None:
     model = seeded(Residual)
-    model.module.stem.requires_grad_(False)  # type: ignore[operator, union-attr]
+    model.module.get_submodule("stem").requires_grad_(False)
     pruned = prune_step(model, HALF).module
     flags = {name: p.requires_grad for name, p in pruned.named_parameters()}
     assert flags == {name: p.requires_grad for name, p in model.module.named_parameters()}

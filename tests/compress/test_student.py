@@ -49,7 +49,8 @@ class Net(nn.Module):
         x = self.layer1(F.relu(self.stem(x)))
         for block in self.layer2:
             x = block(x)
-        return self.head(x.mean((2, 3)))
+        y: Tensor = self.head(x.mean((2, 3)))
+        return y
 
 
 class Indexed(Net):
@@ -57,7 +58,8 @@ class Indexed(Net):
         x = self.layer1(F.relu(self.stem(x)))
         for index in range(3):
             x = self.layer2[index](x)
-        return self.head(x.mean((2, 3)))
+        y: Tensor = self.head(x.mean((2, 3)))
+        return y
 
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
