@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from tlc.compress.recipe import Recipe
+    from tlc.compress.recipe import ModelSection, Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -95,6 +95,14 @@ def recipe_options(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+def model_from(options: Mapping[str, Any], model: Path) -> "ModelSection":
+    """Return what the model's options say."""
+    from tlc.compress.recipe import read_model
+
+    given = {key: options[name] for name, key in MODEL_KEYS.items() if options.get(name) is not None}
+    return read_model({key.removeprefix("model."): value for key, value in {"model.path": model, **given}.items()})
 
 
 def recipe_from(options: Mapping[str, Any], model: Path | None = None) -> "Recipe":

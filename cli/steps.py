@@ -1,12 +1,15 @@
 """One command per stage: `tlc distill | prune | export | quantize | eval`."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from tlc.cli.options import data_options, model_options, recipe_from, recipe_options
+from tlc.cli.options import data_options, model_from, model_options, recipe_from, recipe_options
 from tlc.cli.progress import progress
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _PATH = click.Path(path_type=Path)
 _model = click.argument("model", type=_PATH)
@@ -19,7 +22,7 @@ _ratio = click.option(
 )  # fmt: skip
 
 
-def _output(what: str) -> Any:
+def _output(what: str) -> Callable[[F], F]:
     return click.option("-o", "--output", type=_PATH, required=True, help=what)
 
 
@@ -68,11 +71,10 @@ def prune_command(model: Path, output: Path, quiet: bool, **options: Any) -> Non
 
 @click.command("export", short_help="Write a model as ONNX and check it against torch.")
 @_model
-@data_options(required=False)
 @model_options
-@recipe_options
+@click.option("--target", default="cpu-x86", show_default=True, help="Device: a name of `tlc targets`, or FILE.toml.")
 @_output("ONNX file to write.")
-def export_command(model: Path, output: Path, **options: Any) -> None:
+def export_command(model: Path, output: Path, target: str, **options: Any) -> None:
     """Write MODEL as float32 ONNX, checked against torch.
 
     \b
@@ -80,7 +82,8 @@ def export_command(model: Path, output: Path, **options: Any) -> None:
     """
     from tlc.compress.steps import export_to
 
-    click.echo(f"{output}: largest difference from torch {export_to(options_to_model(options, model), output):.2e}")
+    error = export_to(model_from(options, model), output, target)
+    click.echo(f"{output}: largest difference from torch {error:.2e}")
 
 
 @click.command("quantize", short_help="Write a model or ONNX file as INT8 ONNX.")

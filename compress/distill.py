@@ -108,7 +108,7 @@ class Distillation:
 
     def prepare(self, network: nn.Module, device: torch.device) -> list[nn.Parameter]:
         """Attach hooks for the feature loss; return the projections' parameters."""
-        self._teacher.to(device, memory_format=torch.channels_last).eval()
+        self._teacher.to(device).to(memory_format=torch.channels_last).eval()
         if self._settings.feature == "none":
             return []
         example = self._example.to(device)
@@ -210,7 +210,7 @@ def paired_layers(teacher: nn.Module, student: nn.Module, example: Tensor) -> li
     pairs = [(theirs[key], ours[key]) for key in theirs if key in ours]
     if not pairs:
         raise TlcError(
-            f"The student's features have no resolution in common with the teacher's ({list(theirs)} and {list(ours)}).",
+            f"No inner features of the student ({list(ours)}) have the resolution of the teacher's ({list(theirs)}).",
             hint='Set feature = "none" under [distill].',
         )
     return pairs
@@ -219,7 +219,7 @@ def paired_layers(teacher: nn.Module, student: nn.Module, example: Tensor) -> li
 def _last_by_resolution(module: nn.Module, example: Tensor) -> dict[tuple[int, ...], str]:
     last: dict[tuple[int, ...], str] = {}
 
-    def watch(name: str) -> RemovableHandle:
+    def watch(name: str, layer: nn.Module) -> RemovableHandle:
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
             if isinstance(output, Tensor) and output.ndim in (3, 4):
                 resolution = tuple(output.shape[2:]) if output.ndim == 4 else (output.shape[1],)
@@ -227,7 +227,7 @@ def _last_by_resolution(module: nn.Module, example: Tensor) -> dict[tuple[int, .
 
         return layer.register_forward_hook(hook)
 
-    handles = [watch(name) for name, layer in module.named_modules() if name]
+    handles = [watch(name, layer) for name, layer in module.named_modules() if name]
     try:
         with torch.no_grad():
             module.eval()(example)

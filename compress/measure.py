@@ -92,7 +92,7 @@ def measure(
     relative_to: Path,
     emit: Emit,
 ) -> tuple[list[Measurement], list[str]]:
-    """Return one measurement per candidate, and warnings about the session; the first is the original that the others are compared with.
+    """Return one measurement per candidate, and warnings about the session; the first candidate is the original.
 
     Latency of all in one interleaved session, batch 1; peak memory in a fresh process each; scores on every sample of
     `evaluation`, through the file itself.

@@ -336,7 +336,7 @@ class _Pipeline:
             **self._common,
         }
 
-        def make(folder: Path) -> dict[str, Any]:
+        def make(_folder: Path) -> dict[str, Any]:
             rows, warnings = measure(
                 candidates,
                 self.data.evaluation,
@@ -494,11 +494,10 @@ def _arch_needed(model: Model) -> str | None:
 
 def _quantize_summary(record: QuantizeRecord) -> str:
     attempt = record.attempts[record.chosen]
-    layers = len(attempt.excluded)
-    floating = f", {layers} layers left in float" if layers else ""
+    floating = f", {len(attempt.excluded)} layers left in float" if attempt.excluded else ""
     change = f"{0 - attempt.drop_points:+.2f} points on the images that choices are made on{floating}"
-    return change + (
-        "." if record.met else f": over the budget of {record.budget_points:g}, the best of what was tried."
+    return (
+        f"{change}." if record.met else f"{change}: over the budget of {record.budget_points:g}, the best tried."
     )
 
 

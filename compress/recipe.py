@@ -34,7 +34,7 @@ class ModelSection(_Section):
     path: Path
     """The fine-tuned model: .pt, .pth, .pt2, a tlc checkpoint or a Hugging Face folder."""
     arch: str | None = None
-    """What builds the network: torchvision:NAME, timm:NAME, FILE.py:FUNCTION or hf:DIR; some files say it themselves."""
+    """What builds the network: torchvision:NAME, timm:NAME, FILE.py:FUNCTION or hf:DIR; not always needed."""
     num_classes: int | None = Field(None, ge=2)
     """Number of classes, where the weights do not tell."""
     preprocess: PreprocessOptions = PreprocessOptions()
@@ -119,6 +119,22 @@ def read_recipe(path: Path | None, overrides: Mapping[str, object]) -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise _explained(error, path) from error
+
+
+def read_model(values: Mapping[str, object]) -> ModelSection:
+    """Return the model's section alone, for what needs no data.
+
+    Raises:
+        UsageError: a value is out of its range.
+
+    """
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        _put(nested, key.split("."), value)
+    try:
+        return ModelSection.model_validate(nested)
+    except ValidationError as error:
+        raise _explained(error, None) from error
 
 
 def parse_override(text: str) -> tuple[str, object]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tlc.calibration.cache import Pixels, prepare
 from tlc.calibration.calibration_set import balanced_indices
-from tlc.calibration.data import Splits
+from tlc.calibration.data import ImageSet, Splits
 from tlc.calibration.metrics import agreement
 from tlc.calibration.preprocess import Preprocess
 from tlc.compress.arch import build, parse_arch
@@ -55,8 +55,11 @@ def prepare_data(splits: Splits, preprocess: Preprocess, cache: Path) -> Data:
     """Decode every split once, as far as `preprocess` goes before the crop."""
     holdout, fit = splits.holdout, splits.fit
     judge = holdout if len(holdout) >= _ENOUGH_TO_JUDGE else holdout.joined(fit.subset(_some(len(fit))))
-    parts = [prepare(part, preprocess, cache=cache) for part in (fit, holdout, splits.evaluation, judge)]
-    return Data(*parts, cache=cache)
+
+    def prepared(images: ImageSet) -> Pixels:
+        return prepare(images, preprocess, cache=cache)
+
+    return Data(prepared(fit), prepared(holdout), prepared(splits.evaluation), prepared(judge), cache)
 
 
 def _some(count: int) -> NDArray[np.int64]:
@@ -206,7 +209,7 @@ def _labelled_batches(pixels: Pixels, seed: int) -> list[tuple[Tensor, Tensor]]:
     indices = _choice_indices(pixels, seed)
     labels = torch.from_numpy(np.asarray(pixels.labels)[indices])
     images = torch.from_numpy(pixels.batch(indices))
-    return list(zip(images.split(64), labels.split(64), strict=True))
+    return list(zip(torch.split(images, 64), torch.split(labels, 64), strict=True))
 
 
 def export_model(model: Model, path: Path, target: Target, samples: Pixels) -> Agreement:

@@ -26,7 +26,7 @@ from tlc.compress.pipeline import (
     read_splits,
 )  # fmt: skip
 from tlc.compress.quantize import QuantizeRecord
-from tlc.compress.recipe import Recipe
+from tlc.compress.recipe import ModelSection, Recipe
 from tlc.compress.stages import Data, make_pruned, make_student, prepare_data, quantize_file
 from tlc.export.graph import graph_stats
 from tlc.export.metadata import read_metadata, write_metadata
@@ -64,18 +64,12 @@ def prune_to(recipe: Recipe, output: Path, emit: Emit = silent) -> Model:
     return pruned
 
 
-def export_to(recipe: Recipe, output: Path) -> float:
+def export_to(source: ModelSection, output: Path, target: str = "cpu-x86") -> float:
     """Write the model as float32 ONNX; return the largest difference from torch, on noise at batch 1 and 3."""
-    model = load_model(
-        recipe.model.path,
-        arch=recipe.model.arch,
-        num_classes=recipe.model.num_classes,
-        preprocess=recipe.model.preprocess,
-    )
+    device = load_target(target)
+    model = load_model(source.path, arch=source.arch, num_classes=source.num_classes, preprocess=source.preprocess)
     with _beside(output) as path:
-        export = onnx_from_torch(
-            model.module, model.preprocess.input_shape, path, opset=load_target(recipe.target).opset
-        )
+        export = onnx_from_torch(model.module, model.preprocess.input_shape, path, opset=device.opset)
         write_metadata(path, path, model.preprocess, model.classes)
     return export.max_abs_error
 

@@ -47,7 +47,7 @@ class TrainSettings(BaseModel):
     freeze: tuple[str, ...] = ()
     """Name patterns of parameters that are not trained, such as "features.0.*"."""
     unfreeze_ratio: float = Field(0.0, ge=0, le=1)
-    """Gradual unfreezing: over this share of the epochs blocks thaw one by one, the last first; 0 trains all at once."""
+    """Gradual unfreezing: over this share of the epochs blocks thaw one by one, last first; 0 trains all at once."""
     patience: int = Field(0, ge=0)
     """Stop after this many epochs without a better held-out score; 0 never stops early."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
@@ -140,7 +140,7 @@ def bf16_is_fast() -> bool:
     """Say whether this machine computes bfloat16 with instructions of its own (GPU, AMX or AVX512-BF16)."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return any((torch.cpu._is_amx_tile_supported(), torch.cpu._is_avx512_bf16_supported()))
 
 
 def evaluate(network: nn.Module, pixels: Pixels, *, bf16: bool, device: torch.device | None = None) -> Tensor:
@@ -211,9 +211,9 @@ class _Trainer:
         self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and bf16_is_fast())
         # Autocast is ours: accelerate's would replace the network's forward, which then could not be saved.
         self.accelerator = Accelerator(mixed_precision="no")
-        self.network = network.to(self.accelerator.device, memory_format=torch.channels_last)
+        self.network = network.to(self.accelerator.device).to(memory_format=torch.channels_last)
         self.average = (
-            AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
+            AveragedModel(self.network, multi_avg_fn=_ema(settings.ema_decay), use_buffers=True)
             if settings.ema_decay
             else None
         )
@@ -347,11 +347,16 @@ class _Trainer:
         if self.accelerator.is_main_process:
             checkpoint.unlink(missing_ok=True)
         self.network.load_state_dict(self.best)
-        network = self.network.to("cpu", memory_format=torch.contiguous_format).eval().requires_grad_(True)
+        network = self.network.to("cpu").to(memory_format=torch.contiguous_format).eval().requires_grad_(True)
         return Fitted(network, max(self.scores, default=None), self.best_epoch, tuple(self.scores))
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.evaluated.state_dict().items()}
+
+
+def _ema(decay: float) -> Callable[[Any, Any, Any], None]:
+    average: Callable[[Any, Any, Any], None] = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return average
 
 
 def parameter_blocks(network: nn.Module, freeze: Sequence[str]) -> list[list[nn.Parameter]]:

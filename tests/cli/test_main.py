@@ -180,7 +180,7 @@ def test_an_archive_that_climbs_out_of_its_folder(inputs: Path) -> None:
 def test_no_space_on_the_disk(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 
-    free = shutil._ntuple_diskusage(10**9, 10**9 - 100, 100)  # type: ignore[attr-defined]
+    free = shutil._ntuple_diskusage(10**9, 10**9 - 100, 100)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: free)
 
     result = compress(inputs)

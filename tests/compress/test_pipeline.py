@@ -79,8 +79,8 @@ def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def test_a_run_ends_with_measured_files_that_say_how_to_feed_them(finished: tuple[Path, Report]) -> None:
     out, report = finished
 
-    assert [row.name for row in report.measurements][0] == "original"
-    assert [row.name for row in report.measurements][-1] == "int8"
+    assert report.measurements[0].name == "original"
+    assert report.measurements[-1].name == "int8"
     for row in report.measurements:
         assert sha256_file(out / row.file) == row.sha256
         assert row.size_bytes == (out / row.file).stat().st_size
@@ -187,7 +187,7 @@ def test_data_with_other_classes_than_the_model_is_refused(inputs: Path, tmp_pat
 
 
 def test_a_missing_model_is_named(inputs: Path) -> None:
-    with pytest.raises(TlcError, match="There is no model at nowhere.pt"):
+    with pytest.raises(TlcError, match=r"There is no model at nowhere\.pt"):
         make_plan(recipe(inputs, model__path=Path("nowhere.pt")))
 
 
