@@ -16,6 +16,7 @@ from tlc.compress.inputs import PreprocessOptions
 from tlc.compress.load import load_model
 from tlc.compress.measure import Candidate, Timing, is_faster, logits_of, measure, top1
 from tlc.compress.model import Model
+from tlc.compress.processes import leads, wait_for_all
 from tlc.compress.prune import check_prunable
 from tlc.compress.quantize import QuantizeRecord, check_calibration
 from tlc.compress.recipe import Recipe
@@ -176,6 +177,9 @@ def compress(
     human report is the caller's business. A killed run goes on with `resume`; a changed setting repeats only the
     stages that depend on it.
 
+    Under `accelerate launch` all processes train together, the first one does everything else and returns, and the
+    others exit.
+
     Raises:
         TlcError: bad input, found before the first expensive step; or `out` belongs to something else.
 
@@ -219,7 +223,12 @@ class _Pipeline:
         candidates.append(Candidate("fp16", self.fp16(pruned), "fp16", pruned.name))
         candidates.append(Candidate("int8", quantized, "int8", pruned.name))
         rows = self.measured([self.published(candidate) for candidate in candidates])
-        return self.concluded(rows, pruned, command)
+        if not leads():
+            wait_for_all()
+            raise SystemExit(0)
+        report = self.concluded(rows, pruned, command)
+        wait_for_all()
+        return report
 
     def original(self) -> Version:
         """Save and export what came in."""

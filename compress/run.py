@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tlc.compress.events import Emit, StageStarted
+from tlc.compress.processes import leads, wait_for_all
 from tlc.runtime.artifact import sha256_file, sha256_json, write_text
 from tlc.runtime.errors import TlcError
 
@@ -61,14 +63,18 @@ class RunFolder:
         key = sha256_json({"stage": name, "format": _FORMAT, "inputs": inputs})
         final = self.path / "stages" / f"{name}-{key[:16]}"
         known = _read_stage(final, key)
+        wait_for_all()  # before the first process changes what the others have just looked for
         if known is not None:
             self.emit(StageStarted(name, reused=True))
             return StageResult(final, key, known["found"], known["seconds"], reused=True)
+        if not leads():
+            return self._followed(name, key, final, make if resumable else None)
         self.emit(StageStarted(name))
         partial = self.path / "partial" / f"{name}-{key[:16]}"
         if partial.exists() and not resumable:
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
+        wait_for_all()
         start = time.monotonic()
         found = make(partial)
         seconds = round(time.monotonic() - start, 3)
@@ -85,7 +91,26 @@ class RunFolder:
             shutil.rmtree(final)
         final.parent.mkdir(exist_ok=True)
         partial.replace(final)
+        wait_for_all()
         return StageResult(final, key, found, seconds, reused=False)
+
+    def _followed(
+        self, name: str, key: str, final: Path, train: Callable[[Path], dict[str, Any]] | None
+    ) -> StageResult:
+        """Return what the first process found; where it trains, train along in a folder that nobody reads."""
+        wait_for_all()
+        if train is not None:
+            with tempfile.TemporaryDirectory(prefix=f"tlc-{name}-") as folder:
+                shutil.copytree(self.path / "partial" / final.name, folder, dirs_exist_ok=True)
+                train(Path(folder))
+        wait_for_all()
+        known = _read_stage(final, key)
+        if known is None:
+            raise TlcError(
+                f"The first process left no result of stage {name} in {self.path}.",
+                hint="All processes need the same --out; on several machines it must be a shared folder.",
+            )
+        return StageResult(final, key, known["found"], known["seconds"], reused=False)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -113,6 +138,10 @@ def open_run(path: Path, identity: Mapping[str, str], *, resume: bool, emit: Emi
             data, or another process is running in it.
 
     """
+    if not leads():
+        wait_for_all()
+        yield RunFolder(path, emit)
+        return
     marker = path / MARKER
     if path.is_file():
         raise TlcError(f"--out {path} is a file.", hint="Name a folder that does not exist yet.")
@@ -130,6 +159,7 @@ def open_run(path: Path, identity: Mapping[str, str], *, resume: bool, emit: Emi
             _check_marker(marker, identity, resume=resume)
         else:
             write_text(marker, json.dumps({"format": _FORMAT, **identity}, indent=1, sort_keys=True) + "\n")
+        wait_for_all()
         yield RunFolder(path, emit)
 
 

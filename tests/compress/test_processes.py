@@ -1,0 +1,37 @@
+"""Several processes under `accelerate launch` make one run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+
+@pytest.mark.slow
+def test_two_processes_train_together_and_end_with_one_run(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(Path(tiny.__file__).read_text())
+    torch.save(tiny.seeded_net().state_dict(), tmp_path / "model.pt")
+    tiny.write_bars(tmp_path / "bars.npz", 400)
+    launch = [str(Path(sys.executable).with_name("accelerate")), "launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "tlc.cli"]  # fmt: skip
+    options = ["--arch", "net.py:tiny_net", "--data", "bars.npz", "--input", "1x8x8", "--mean", "0.5", "--std", "0.25"]
+    settings = ["--student", "depth:0.34", "--epochs", "2", "--set", "train.batch_size=32", "--max-drop", "100"]
+
+    done = subprocess.run(
+        [*launch, "compress", "model.pt", *options, *settings, "--set", "measure.rounds=10", "--out", "out"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Ships:") == 1
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [row["name"] for row in report["measurements"]][-1] == "int8"
+    assert not list((tmp_path / "out" / "partial").iterdir())
