@@ -145,7 +145,8 @@ def open_run(path: Path, identity: Mapping[str, str], *, resume: bool, emit: Emi
     marker = path / MARKER
     if path.is_file():
         raise TlcError(f"--out {path} is a file.", hint="Name a folder that does not exist yet.")
-    if path.exists() and any(path.iterdir()) and not marker.exists():
+    # Dot files are the lock and what a kill left of a write.
+    if path.exists() and not marker.exists() and any(not file.name.startswith(".") for file in path.iterdir()):
         raise TlcError(
             f"--out {path} is not empty and was not made by tlc, so nothing in it is touched.",
             hint="Name a new or empty folder.",
@@ -155,6 +156,8 @@ def open_run(path: Path, identity: Mapping[str, str], *, resume: bool, emit: Emi
     except OSError as error:
         raise TlcError(f"Cannot make the folder {path}: {error.strerror}.", hint="Choose another --out.") from error
     with _locked(path / ".lock", path):
+        for leftover in path.glob(".*.tmp"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         if marker.exists():
             _check_marker(marker, identity, resume=resume)
         else:

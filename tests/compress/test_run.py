@@ -140,3 +140,13 @@ def test_a_file_as_out_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(TlcError, match="is a file"), open_run(file, IDENTITY, resume=False, emit=silent):
         pass
+
+
+def test_a_run_that_died_while_it_opened_its_folder_can_start_again(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("123")
+    (tmp_path / ".tlc-run.json.0a1b.tmp").write_text("{")
+
+    with open_run(tmp_path, IDENTITY, resume=False, emit=silent):
+        pass
+
+    assert not (tmp_path / ".tlc-run.json.0a1b.tmp").exists()
