@@ -251,6 +251,7 @@ class _Pipeline:
         inputs = {
             "teacher": original.stage.key,
             "student": spec,
+            **({"multiple": self.target.channel_multiple} if "width" in spec else {}),
             "loss": self.recipe.distill.model_dump(mode="json", exclude={"student"}),
             "train": self.recipe.train.model_dump(mode="json"),
             **self._common,
@@ -259,7 +260,14 @@ class _Pipeline:
         def make(folder: Path) -> dict[str, Any]:
             teacher = self._load(original)
             student, found = make_student(
-                teacher, spec, self.data, self.recipe, teacher_key=original.stage.key, folder=folder, emit=self.emit
+                teacher,
+                spec,
+                self.data,
+                self.recipe,
+                self.target,
+                teacher_key=original.stage.key,
+                folder=folder,
+                emit=self.emit,
             )
             save_model(student, folder)
             return found
@@ -505,9 +513,7 @@ def _quantize_summary(record: QuantizeRecord) -> str:
     attempt = record.attempts[record.chosen]
     floating = f", {len(attempt.excluded)} layers left in float" if attempt.excluded else ""
     change = f"{0 - attempt.drop_points:+.2f} points on the images that choices are made on{floating}"
-    return (
-        f"{change}." if record.met else f"{change}: over the budget of {record.budget_points:g}, the best tried."
-    )
+    return f"{change}." if record.met else f"{change}: over the budget of {record.budget_points:g}, the best tried."
 
 
 def choose(rows: list[Measurement], max_drop_points: float) -> tuple[Measurement, bool]:

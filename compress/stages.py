@@ -33,6 +33,7 @@ from tlc.runtime.report import Agreement
 from tlc.runtime.target import Target
 
 _CHOICE_SAMPLES = 512
+_CHOICE_EVALUATIONS = 120
 _CHECK_SAMPLES = 64
 _ENOUGH_TO_JUDGE = 500
 _BATCHNORM_BATCH = 256
@@ -67,7 +68,15 @@ def _some(count: int) -> NDArray[np.int64]:
 
 
 def make_student(
-    teacher: Model, spec: str, data: Data, recipe: Recipe, *, teacher_key: str, folder: Path, emit: Emit
+    teacher: Model,
+    spec: str,
+    data: Data,
+    recipe: Recipe,
+    target: Target,
+    *,
+    teacher_key: str,
+    folder: Path,
+    emit: Emit,
 ) -> tuple[Model, dict[str, Any]]:
     """Return the student that `spec` names, trained towards the teacher, and what was found on the way.
 
@@ -78,7 +87,12 @@ def make_student(
         indices = _choice_indices(data.fit, recipe.seed)
         example = torch.from_numpy(data.fit.batch(indices[:2]))
         student, record = student_from_teacher(
-            teacher, spec, score=_answers_kept(teacher, data, indices), example=example
+            teacher,
+            spec,
+            score=_counted(_answers_kept(teacher, data, indices), emit),
+            example=example,
+            max_evaluations=_CHOICE_EVALUATIONS,
+            round_to=target.channel_multiple,
         )
         student = student.after("batch norm re-estimated", _with_batchnorm(student.module, data.fit, recipe.seed))
         found: dict[str, Any] = {"built": record.model_dump(mode="json")}
@@ -99,6 +113,19 @@ def make_student(
         what="distill",
     )
     return student, {**found, "best_epoch": fitted.best_epoch, "scores": list(fitted.scores)}
+
+
+def _counted(score: Callable[[nn.Module], float], emit: Emit) -> Callable[[nn.Module], float]:
+    """Return `score`, saying how often it was asked."""
+    count = 0
+
+    def asked(module: nn.Module) -> float:
+        nonlocal count
+        count += 1
+        emit(Progress("blocks tried", count, _CHOICE_EVALUATIONS))
+        return score(module)
+
+    return asked
 
 
 def _choice_indices(pixels: Pixels, seed: int) -> NDArray[np.int64]:

@@ -44,7 +44,7 @@ def distill_to(recipe: Recipe, output: Path, emit: Emit = silent) -> Model:
         raise TlcError(f"There is no student to train: {plan.student.reason}", hint="Name one: --student depth:0.5.")
     with _workspace(plan) as (data, work):
         student, _ = make_student(
-            plan.model, plan.student.value, data, recipe, teacher_key="teacher", folder=work, emit=emit
+            plan.model, plan.student.value, data, recipe, plan.target, teacher_key="teacher", folder=work, emit=emit
         )
     _save(student, output)
     return student

@@ -122,3 +122,14 @@ def test_every_command_of_tlc_is_on_a_page_and_ends_its_help_with_an_example() -
     for name, command in main.commands.items():
         assert f"tlc {name}" in pages, name
         assert re.search(r"Examples?:", command.help or ""), name
+
+
+def test_the_examples_run(folder: Path, tmp_path: Path) -> None:
+    examples = REPOSITORY / "examples"
+    shutil.copyfile(examples / "tlc.toml", folder / "example.toml")
+
+    run("console", f"{sys.executable} {examples / 'compress_digits.py'} {tmp_path / 'digits'}", tmp_path)
+    run("console", "tlc compress --recipe example.toml --out from-example --quiet", folder)
+
+    assert (tmp_path / "digits" / "run" / "model.onnx").exists()
+    assert (folder / "from-example" / "model.onnx").exists()
