@@ -71,8 +71,7 @@ def save_model(model: Model, directory: Path) -> None:
     _check_repeats(saved, tensors)
     with replacing_dir(directory) as folder:
         (folder / JSON_NAME).write_text(saved.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        safetensors.torch.save_file(contiguous, folder / WEIGHTS_NAME)
+        safetensors.torch.save_file({name: _own(tensor) for name, tensor in tensors.items()}, folder / WEIGHTS_NAME)
 
 
 def load_saved(directory: Path, *, arch: str | None = None) -> Model:
@@ -151,18 +150,31 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_buffers(remove_duplicate=False)
 
 
+def identity(tensor: torch.Tensor) -> object:
+    """Return what two tensors have in common that are the same numbers in the same memory."""
+    if tensor.numel() == 0 or tensor.is_meta:
+        return id(tensor)
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
 def _tensors(module: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return the distinct tensors by name, and the names that share the tensor of another."""
     tensors: dict[str, torch.Tensor] = {}
     tied: dict[str, str] = {}
-    first: dict[int, str] = {}
+    first: dict[object, str] = {}
     for name, value in named_tensors(module):
-        owner = first.setdefault(id(value), name)
+        owner = first.setdefault(identity(value), name)
         if owner == name:
             tensors[name] = value.detach()
         else:
             tied[name] = owner
     return tensors, tied
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor in memory of its own, as safetensors wants it: a view of a larger one is copied."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _is_channels_last(tensor: torch.Tensor) -> bool:

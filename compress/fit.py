@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import accelerate
 import torch
 import torchvision
 from torch import nn
 
-from tlc.compress.arch import Architecture, accepts_num_classes, build, torchvision_names
+from tlc.compress.arch import Architecture, accepts_num_classes, build, parse_arch, torchvision_names
 from tlc.compress.formats import Checkpoint, is_counter
 from tlc.compress.hf import renamed_state
 from tlc.runtime.errors import TlcError
@@ -42,7 +41,9 @@ def built_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
         return shapes_of(build(arch, device="meta"))
     except (NotImplementedError, RuntimeError):
         # The builder computes with values, which a meta tensor does not have: only parameters go there.
-        with accelerate.init_empty_weights():
+        from accelerate import init_empty_weights
+
+        with init_empty_weights():
             return shapes_of(build(arch))
 
 
@@ -216,9 +217,8 @@ def _normal(shapes: Shapes) -> dict[str, tuple[int, ...]]:
 
 
 def _fits(text: str, wanted: dict[str, tuple[int, ...]]) -> bool:
-    kind, _, name = text.partition(":")
     try:
-        arch = Architecture(kind=kind, name=name)  # type: ignore[arg-type]
+        arch = parse_arch(text)
         built = _normal(built_shapes(arch))
     except (ImportError, TlcError, RuntimeError):
         return False

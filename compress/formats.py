@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tlc.compress.checkpoint import read_weights
+from tlc.compress.checkpoint import identity, read_weights
 from tlc.compress.pickles import Record, broken, foreign, named_globals, read_pickle
 from tlc.compress.skeleton import check_module_state, record_tensors
 from tlc.runtime.errors import TlcError
@@ -217,7 +217,14 @@ def _checkpoint(
     dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in state.values() if value.is_floating_point()})
     if others := [dtype for dtype in dtypes if dtype != "float32"]:
         notes = [*notes, f"stored as {', '.join(others)}, used as float32"]
-    values = {name: _as_float32(name, value, path) for name, value in state.items()}
+    made: dict[object, torch.Tensor] = {}
+    values = {}
+    for name, value in state.items():
+        # A tensor that stands in two places stays one.
+        key = identity(value) if value.layout == torch.strided and not value.is_quantized else id(value)
+        if key not in made:
+            made[key] = _as_float32(name, value, path)
+        values[name] = made[key]
     _check_finite(values, path)
     return Checkpoint(path, kind, values, tuple(dtypes), record, classes, tuple(notes))
 

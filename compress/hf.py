@@ -1,5 +1,6 @@
 """Hugging Face folders: an image classifier from its config, without remote code and without the network."""
 
+import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,13 +65,20 @@ def _check_classifier(config: Mapping[str, JsonValue], place: str) -> None:
         )
 
 
-def _classifiers() -> Mapping[str, str]:
+def _classifiers() -> frozenset[str]:
+    table = _transformers().MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    return frozenset(config.model_type for config in table) - {
+        "timm_wrapper"
+    }  # names any timm model, on the network too
+
+
+def _transformers(part: str = "") -> Any:
+    """Return transformers or a part of it; it carries no types worth checking against."""
     try:
-        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+        return importlib.import_module(f"transformers{part}")
     except ImportError as error:
         hint = "Run: pip install 'tlc[hf]'"
-        raise TlcError("Hugging Face folders need transformers, which is not installed", hint=hint) from error
-    return {kind: name for kind, name in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.items() if kind != "timm_wrapper"}
+        raise TlcError("Hugging Face models need transformers, which is not installed", hint=hint) from error
 
 
 class Logits(nn.Module):
@@ -90,11 +98,9 @@ class Logits(nn.Module):
 
 def build_classifier(recorded: Mapping[str, JsonValue], num_classes: int | None) -> nn.Module:
     """Return the classifier that the recorded config describes, random weights; state keys start with `model.`."""
-    from transformers import AutoModelForImageClassification
-
     for implementation in ("sdpa", "eager"):
         try:
-            model = AutoModelForImageClassification.from_config(
+            model = _transformers().AutoModelForImageClassification.from_config(
                 _config(recorded, num_classes),
                 attn_implementation=implementation,
                 trust_remote_code=False,
@@ -115,15 +121,14 @@ def renamed_state(
 
     None if the weights do not fit the config.
     """
-    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
-    from transformers.utils import logging
-
+    logging = _transformers(".utils.logging")
     config = _config(recorded, None)
+    classifier = _transformers().MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
-        model, info = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)].from_pretrained(
+        model, info = classifier.from_pretrained(
             None, config=config, state_dict=dict(state), output_loading_info=True, dtype=torch.float32
         )
     except RuntimeError:
@@ -138,8 +143,6 @@ def renamed_state(
 
 
 def _config(recorded: Mapping[str, JsonValue], num_classes: int | None) -> Any:
-    from transformers import CONFIG_MAPPING
-
     values = recorded.get("config")
     if not isinstance(values, dict):
         raise TlcError("the architecture records no config", hint="Give the folder again: --arch hf:DIR.")
@@ -148,7 +151,7 @@ def _config(recorded: Mapping[str, JsonValue], num_classes: int | None) -> Any:
     if num_classes is not None:
         known = {key: value for key, value in known.items() if key not in ("id2label", "label2id", "num_labels")}
         known["num_labels"] = num_classes
-    return CONFIG_MAPPING[known.pop("model_type")].from_dict(known)
+    return _transformers().CONFIG_MAPPING[known.pop("model_type")].from_dict(known)
 
 
 def class_names(recorded: Mapping[str, JsonValue]) -> tuple[str, ...]:

@@ -140,10 +140,10 @@ def _timm_preprocess(arch: Architecture) -> Preprocess | None:
     known = timm.get_pretrained_cfg(arch.name)
     if known is None:
         return None
-    channels, height, width = known.input_size
-    wanted = arch.options.get("img_size", (height, width))
-    height, width = (wanted, wanted) if isinstance(wanted, int) else tuple(wanted)  # type: ignore[arg-type]
-    channels = arch.options.get("in_chans", channels)
+    options: dict[str, Any] = dict(arch.options)
+    wanted = options.get("img_size", known.input_size[1:])
+    height, width = (wanted, wanted) if isinstance(wanted, int) else wanted
+    channels = options.get("in_chans", known.input_size[0])
     scaled = int(height / known.crop_pct), int(width / known.crop_pct)
     exact = known.crop_mode == "squash" or height != width
     return Preprocess(

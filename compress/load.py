@@ -40,6 +40,7 @@ def load_model(
         _check_classes(path, saved.num_classes, num_classes)
         return replace(saved, preprocess=fed)
     opened = open_model(path, arch, num_classes)
+    _check_resize(options, input_shape, default_preprocess(opened.arch))
     if options.input is None and input_shape is not None and default_preprocess(opened.arch) is None:
         options = options.model_copy(update={"input": input_shape})
     fed = resolve_preprocess(None, default_preprocess(opened.arch), options)
@@ -56,6 +57,20 @@ def load_model(
         classes=named if len(named) == count else (),
         history=(f"loaded {path.name} ({notes})",),
     )
+
+
+def _check_resize(
+    options: PreprocessOptions, input_shape: tuple[int, int, int] | None, default: Preprocess | None
+) -> None:
+    """Refuse to cut images to the model's input when nobody said so."""
+    if default is not None or options.resize is not None or options.input is None or input_shape is None:
+        return
+    if options.input[1:] != input_shape[1:]:
+        wanted, given = ("x".join(map(str, shape[1:])) for shape in (options.input, input_shape))
+        hint = f"Pass --resize {wanted} to scale them, or --resize none to cut out the centre."
+        raise TlcError(
+            f"the images are {given}, the model's input is {wanted}: how to get there is not known", hint=hint
+        )
 
 
 class Opened:
@@ -158,7 +173,7 @@ def _fit_transformers(checkpoint: Checkpoint, record: Record) -> Fitted:
         )
     values["model_type"] = record.global_name.split(".")[2]
     plain = {key: _plain(value) for key, value in values.items() if not key.startswith("_")}
-    arch = Architecture(kind="hf", name=record.global_name.rpartition(".")[2], config={"config": plain})  # type: ignore[dict-item]
+    arch = Architecture(kind="hf", name=record.global_name.rpartition(".")[2], config={"config": plain})
     return fit(arch, checkpoint)
 
 

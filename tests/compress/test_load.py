@@ -155,6 +155,15 @@ def test_a_hugging_face_folder_and_a_whole_transformers_module_load(tmp_path: Pa
     assert torch.allclose(outputs(load_model(tmp_path / "m.pt", preprocess=options).module, 32), wanted, atol=1e-6)
 
 
+def test_images_of_another_size_than_the_input_are_not_cut_without_being_told(tmp_path: Path) -> None:
+    torch.save(small(), tmp_path / "m.pt")
+    with pytest.raises(TlcError, match="the images are 16x16, the model's input is 8x8") as caught:
+        load_model(tmp_path / "m.pt", input_shape=(3, 16, 16), preprocess=PLAIN)
+    assert "--resize 8x8" in caught.value.hint
+    told = PLAIN.model_copy(update={"resize": (8, 8)})
+    assert load_model(tmp_path / "m.pt", input_shape=(3, 16, 16), preprocess=told).preprocess.resize == (8, 8)
+
+
 class _Evil:
     def __init__(self, path: Path) -> None:
         self.path = path
