@@ -16,11 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
-SHIPPED = ("original", "student", "pruned", "original-int8", "fp16", "int8")
+SHIPPED = ("original", "student", "pruned", "original-int8", "original-int8-mixed", "fp16", "int8", "int8-mixed")
 
 
 def artifacts(out: Path) -> dict[str, str]:
-    """Return the sha256 of every file that the run is for; measured times differ from run to run and are no artifact."""
+    """Return the sha256 of every file that the run is for; measured times differ and are no artifact."""
     files = [out / f"{name}.onnx" for name in SHIPPED] + sorted((out / "model").iterdir())
     files += [out.with_name(out.name + "-inputs") / "model.pt"]
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.exists()}

@@ -211,7 +211,6 @@ class _Pipeline:
         original = self.original()
         student = self.student(original)
         pruned = self.pruned(original, student)
-        quantized = self.quantized(pruned)
         versions = {version.name: version for version in (original, student, pruned)}
         candidates = [
             Candidate(version.name, version.onnx, "fp32", before, version.checked)
@@ -219,9 +218,9 @@ class _Pipeline:
         ]
         if pruned != original:
             # The plain way out, beside which the work on the network has to show its worth.
-            candidates.append(Candidate("original-int8", self.quantized(original), "int8", "original"))
+            candidates += self.quantized(original, "original-int8")
         candidates.append(Candidate("fp16", self.fp16(pruned), "fp16", pruned.name))
-        candidates.append(Candidate("int8", quantized, "int8", pruned.name))
+        candidates += self.quantized(pruned, "int8")
         rows = self.measured([self.published(candidate) for candidate in candidates])
         if not leads():
             wait_for_all()
@@ -314,8 +313,8 @@ class _Pipeline:
         pruned = self._exported("pruned", stage, load_saved(stage.path, arch=student.arch), student.arch)
         return self._kept_if_it_pays("prune", student, pruned, stage, judged=True)
 
-    def quantized(self, version: Version) -> Path:
-        """Return the INT8 file of a version."""
+    def quantized(self, version: Version, name: str) -> list[Candidate]:
+        """Return the INT8 file of a version and, where that misses the budget, the one with layers left in float."""
         inputs = {
             "onnx": sha256_file(version.onnx),
             "quantize": self.recipe.quantize.model_dump(mode="json"),
@@ -325,13 +324,17 @@ class _Pipeline:
         }
 
         def make(folder: Path) -> dict[str, Any]:
-            record = quantize_file(version.onnx, folder / "int8.onnx", self.data, self.recipe, self.target, self.emit)
-            return {"summary": _quantize_summary(record), **record.model_dump(mode="json")}
+            best, full = folder / "best.onnx", folder / "full.onnx"
+            record = quantize_file(version.onnx, best, self.data, self.recipe, self.target, self.emit, full=full)
+            return record.model_dump(mode="json")
 
-        name = "quantize-original" if version.name == "original" else "quantize"
-        stage = self.run.stage(name, inputs, make)
-        self._note(name, "kept", stage.found["summary"], stage)
-        return stage.path / "int8.onnx"
+        stage = self.run.stage(f"quantize-{version.name}", inputs, make)
+        record = QuantizeRecord.model_validate(stage.found)
+        self._note(f"quantize {version.name}", "kept", f"{_quantize_summary(record)}.", stage)
+        files = [Candidate(name, stage.path / "full.onnx", "int8", version.name)]
+        if record.chosen > 0:
+            files.insert(0, Candidate(f"{name}-mixed", stage.path / "best.onnx", "int8", version.name))
+        return files
 
     def fp16(self, version: Version) -> Path:
         """Return the FP16 file of a version."""
@@ -510,10 +513,12 @@ def _arch_needed(model: Model) -> str | None:
 
 
 def _quantize_summary(record: QuantizeRecord) -> str:
-    attempt = record.attempts[record.chosen]
-    floating = f", {len(attempt.excluded)} layers left in float" if attempt.excluded else ""
-    change = f"{0 - attempt.drop_points:+.2f} points on the images that choices are made on{floating}"
-    return f"{change}." if record.met else f"{change}: over the budget of {record.budget_points:g}, the best tried."
+    drops = [f"{0 - attempt.drop_points:+.2f} points" for attempt in record.attempts]
+    summary = f"{drops[0]} on the images that choices are made on"
+    if record.chosen:
+        layers = len(record.attempts[record.chosen].excluded)
+        summary += f", over the budget; {drops[record.chosen]} with {layers} layers left in float"
+    return summary if record.met else f"{summary}: over the budget of {record.budget_points:g}"
 
 
 def choose(rows: list[Measurement], max_drop_points: float) -> tuple[Measurement, bool]:

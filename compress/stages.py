@@ -259,9 +259,12 @@ class _OneByOne:
 
 
 def quantize_file(
-    float_onnx: Path, out: Path, data: Data, recipe: Recipe, target: Target, emit: Emit
+    float_onnx: Path, out: Path, data: Data, recipe: Recipe, target: Target, emit: Emit, *, full: Path | None = None
 ) -> QuantizeRecord:
-    """Write the INT8 file of `float_onnx`; layers stay in float where the accuracy budget asks for it."""
+    """Write the INT8 file of `float_onnx`; layers stay in float where the accuracy budget asks for it.
+
+    `full` also gets the file with everything in INT8.
+    """
     count = check_calibration(len(data.fit), recipe.quantize)
     indices = balanced_indices(np.asarray(data.fit.labels), count, seed=recipe.seed)
     labels = np.asarray(data.judge.labels)
@@ -275,5 +278,6 @@ def quantize_file(
         settings=recipe.quantize,
         drop_points=lambda path: 100 * (before - top1(logits_of(path, data.judge), labels)),
         budget_points=recipe.max_drop_points,
+        full=full,
         on_progress=lambda done, total: emit(Progress("calibrate", done, total)),
     )

@@ -183,7 +183,8 @@ class Report(_Record):
     """Name of the measurement that ships as `model.onnx`."""
     max_drop_points: float
     budget_met: bool
-    """Whether the chosen file loses at most `max_drop_points` of top-1 on the evaluation split (point estimate)."""
+    """Whether the last measurement, which has every step, loses at most `max_drop_points` of top-1 on the evaluation
+    split (point estimate). `chosen` is within the budget in any case."""
     verdict: str
     """One sentence that says what was gained, what was lost, and how sure that is."""
     warnings: list[str]

@@ -142,15 +142,15 @@ def test_a_changed_setting_repeats_only_what_depends_on_it(inputs: Path, finishe
     compress(recipe(inputs, quantize__samples=20), out, resume=True, emit=events.append)
 
     repeated = {name for name, reused in _started(events).items() if not reused}
-    assert repeated <= {"quantize", "quantize-original", "measure"}
-    assert "quantize" in repeated
+    assert repeated <= {"quantize-pruned", "quantize-original", "measure"}
+    assert "quantize-pruned" in repeated
 
 
 class _KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("stage", ["student", "export-student", "prune", "quantize", "measure"])
+@pytest.mark.parametrize("stage", ["student", "export-student", "prune", "quantize-pruned", "measure"])
 def test_a_run_that_dies_in_a_stage_ends_with_the_same_files(
     inputs: Path, finished: tuple[Path, Report], tmp_path: Path, stage: str
 ) -> None:
