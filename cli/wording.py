@@ -213,13 +213,14 @@ def budget_sure(report: Report) -> bool:
 
 def budget_words(report: Report) -> str:
     """Return what the chosen file's measured drop says about the budget, and what it leaves open."""
-    change = by_name(report, report.chosen).change
+    change, last = by_name(report, report.chosen).change, report.measurements[-1]
     limit = f"the budget of {report.max_drop_points:.2f} points"
+    if not report.budget_met and last.change is not None:
+        missed = points_interval(last.change.change_points)
+        return f"{last.name} misses {limit}: measured {missed} points. What ships is {report.chosen}."
     if change is None:
         return "The original itself ships: nothing that was tried was worth shipping."
     drop = change.change_points
-    if not report.budget_met:
-        return f"Misses {limit}: measured {points_interval(drop)} points."
     if budget_sure(report):
         return f"Within {limit}, and so is the whole 95 % interval: {points_interval(drop)} points."
     return (

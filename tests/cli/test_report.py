@@ -206,9 +206,9 @@ def test_a_missed_budget_is_said_in_every_form(tmp_path: Path) -> None:
     report = make_report(max_drop_points=0.1)
     assert not report.budget_met
     text = _written(report, tmp_path)
-    assert "Misses the budget of 0.10 points" in text["report.md"]
-    assert 'class="status missed">✗ Misses the budget of 0.10 points' in text["report.html"]
-    assert "Misses the budget of 0.10 points" in _printed(report, 120)
+    assert "int8 misses the budget of 0.10 points" in text["report.md"]
+    assert 'class="status missed">✗ int8 misses the budget of 0.10 points' in text["report.html"]
+    assert "int8 misses the budget of 0.10 points" in _printed(report, 120)
 
 
 def test_a_budget_met_only_by_the_estimate_is_not_called_sure() -> None:
