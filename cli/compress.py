@@ -48,7 +48,8 @@ def compress_command(
       tlc compress --recipe tlc.toml --resume
     """
     from tlc.compress.estimate import plan_lines
-    from tlc.compress.pipeline import compress, make_plan
+    from tlc.compress.pipeline import compress
+    from tlc.compress.plan import make_plan
 
     recipe = recipe_from(options, model)
     if dry_run:

@@ -18,8 +18,9 @@ from tlc.calibration.data import read_data
 from tlc.compress import demo_network
 from tlc.compress.events import Emit, StageStarted
 from tlc.compress.inputs import PreprocessOptions, resolve_preprocess
+from tlc.compress.objective import Supervised
 from tlc.compress.recipe import DataSection, ModelSection, Recipe
-from tlc.compress.train import Supervised, TrainSettings, fit
+from tlc.compress.train import TrainSettings, fit
 from tlc.runtime.artifact import write_bytes
 
 SEED = 0

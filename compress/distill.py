@@ -19,7 +19,8 @@ from tlc.calibration.cache import Pixels
 from tlc.compress.events import Emit, Progress
 from tlc.compress.losses import attention_transfer, decoupled_kd, hint, relation, softened_kl
 from tlc.compress.model import Model
-from tlc.compress.train import Batch, Fitted, TrainSettings, bf16_is_fast, cross_entropy, evaluate, fit, on_device
+from tlc.compress.objective import Batch, cross_entropy
+from tlc.compress.train import Fitted, TrainSettings, bf16_is_fast, evaluate, fit, on_device
 from tlc.runtime.errors import TlcError
 
 _TEACHER_BATCH = 512

@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from tlc.compress.pipeline import Plan
+from tlc.compress.plan import Plan
 from tlc.compress.train import bf16_is_fast
 
 _TIMED_STEPS = 3

@@ -9,25 +9,22 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tlc.calibration.data import Splits, read_data
 from tlc.compress.checkpoint import load_saved, save_model
 from tlc.compress.events import Emit, StageDone, silent
-from tlc.compress.inputs import PreprocessOptions
-from tlc.compress.load import load_model
 from tlc.compress.measure import Candidate, Timing, is_faster, logits_of, measure, top1
 from tlc.compress.model import Model
+from tlc.compress.plan import Plan, make_plan
 from tlc.compress.processes import leads, wait_for_all
-from tlc.compress.prune import check_prunable
-from tlc.compress.quantize import QuantizeRecord, check_calibration
+from tlc.compress.quantize import QuantizeRecord
 from tlc.compress.recipe import Recipe
 from tlc.compress.run import RunFolder, StageResult, open_run
 from tlc.compress.stages import Data, export_model, make_pruned, make_student, prepare_data, quantize_file
-from tlc.compress.student import check_student, is_built_from_teacher, removable_blocks
+from tlc.compress.student import is_built_from_teacher
+from tlc.compress.verdict import choose, verdict
 from tlc.export.fp16 import fp16_from_float
 from tlc.export.metadata import write_metadata
-from tlc.runtime.artifact import replacing_dir, require_free_space, sha256_file, sha256_json, write_text
+from tlc.runtime.artifact import replacing_dir, require_free_space, sha256_file, write_text
 from tlc.runtime.environment import environment
-from tlc.runtime.errors import TlcError
 from tlc.runtime.report import (
     Agreement,
     DataRecord,
@@ -37,36 +34,9 @@ from tlc.runtime.report import (
     Report,
     StageRecord,
 )
-from tlc.runtime.target import Target, load_target
 
-ENOUGH_TO_RETRAIN = 1000
-"""Fewer training samples than this, and tlc does not retrain a network on its own account."""
-_AUTO_STUDENT = "depth:0.5"
-_AUTO_BLOCKS = 4
-_AUTO_PRUNE_RATIO = 0.25
 _SPACE_FACTOR = 12
 """Copies of the weights that a run writes: checkpoints, training state and ONNX files."""
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What a stage will do and why; `value` is None where it does nothing."""
-
-    value: str | float | None
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Everything that is known before the first expensive step."""
-
-    recipe: Recipe
-    target: Target
-    model: Model
-    model_sha256: str
-    splits: Splits
-    student: Decision
-    prune: Decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,93 +49,6 @@ class Version:
     checked: Agreement
     arch: str | None
     """What `load_saved` needs besides the folder."""
-
-
-def make_plan(recipe: Recipe) -> Plan:
-    """Read model and data, check every setting against them, and decide what is left to tlc to decide.
-
-    Raises:
-        TlcError: anything that would fail later and can be known now.
-
-    """
-    target = load_target(recipe.target)
-    model_sha256 = model_digest(recipe.model.path)
-    splits = read_splits(recipe)
-    model = load_model(
-        recipe.model.path,
-        arch=recipe.model.arch,
-        num_classes=recipe.model.num_classes,
-        input_shape=observed_shape(splits, recipe.model.preprocess),
-        preprocess=recipe.model.preprocess,
-    )
-    splits = splits.for_model(model.num_classes, model.classes)
-    check_calibration(len(splits.fit), recipe.quantize)
-    student, prune = _decide_student(recipe, model, splits), _decide_prune(recipe, model, splits)
-    return Plan(recipe, target, model, model_sha256, splits, student, prune)
-
-
-def model_digest(path: Path) -> str:
-    """Return the sha256 of a model file, or over the files of a model folder.
-
-    Raises TlcError where there is none.
-    """
-    if path.is_file():
-        return sha256_file(path)
-    if not path.is_dir():
-        raise TlcError(f"There is no model at {path}.", hint="Give the path of a .pt file or of a model's folder.")
-    return sha256_json({f.name: sha256_file(f) for f in sorted(path.iterdir()) if f.is_file()})
-
-
-def read_splits(recipe: Recipe) -> Splits:
-    """Read and split the recipe's data; its classes are not compared with any model's yet."""
-    return read_data(
-        recipe.data.path,
-        holdout_ratio=recipe.data.holdout_ratio,
-        evaluation_ratio=recipe.data.evaluation_ratio,
-        seed=recipe.seed,
-        skip_bad=recipe.data.skip_bad,
-    )
-
-
-def observed_shape(splits: Splits, options: PreprocessOptions) -> tuple[int, int, int] | None:
-    """Return (C, H, W) of the images where all have one size; it counts where neither weights nor options tell."""
-    if splits.image_size is None:
-        return None
-    return (1 if options.channels == "gray" else 3, *splits.image_size)
-
-
-def _decide_student(recipe: Recipe, model: Model, splits: Splits) -> Decision:
-    spec = recipe.distill.student
-    if spec == "none":
-        return Decision(None, "Switched off by student = none.")
-    if spec != "auto":
-        check_student(model, spec)
-        return Decision(spec, "Asked for.")
-    count = len(splits.fit)
-    if count < ENOUGH_TO_RETRAIN:
-        return Decision(None, f"{count} training images are too few to retrain on (limit {ENOUGH_TO_RETRAIN}).")
-    blocks = len(removable_blocks(model))
-    if blocks < _AUTO_BLOCKS:
-        return Decision(None, f"The network has {blocks} blocks that could be taken out (limit {_AUTO_BLOCKS}).")
-    return Decision(_AUTO_STUDENT, f"{blocks} blocks could be taken out; half of them stay.")
-
-
-def _decide_prune(recipe: Recipe, model: Model, splits: Splits) -> Decision:
-    settings = recipe.prune
-    if settings.ratio == 0:
-        return Decision(None, "Switched off by ratio = 0.")
-    goal = settings.ratio or settings.macs_ratio or settings.params_ratio
-    if goal is not None:
-        check_prunable(model, settings)
-        return Decision(goal, "Asked for.")
-    count = len(splits.fit)
-    if count < ENOUGH_TO_RETRAIN:
-        return Decision(None, f"{count} training images are too few to recover with (limit {ENOUGH_TO_RETRAIN}).")
-    try:
-        check_prunable(model, settings)
-    except TlcError as refusal:
-        return Decision(None, refusal.message)
-    return Decision(_AUTO_PRUNE_RATIO, "tlc's own choice; kept if it pays.")
 
 
 def compress(
@@ -519,32 +402,3 @@ def _quantize_summary(record: QuantizeRecord) -> str:
         layers = len(record.attempts[record.chosen].excluded)
         summary += f", over the budget; {drops[record.chosen]} with {layers} layers left in float"
     return summary if record.met else f"{summary}: over the budget of {record.budget_points:g}"
-
-
-def choose(rows: list[Measurement], max_drop_points: float) -> tuple[Measurement, bool]:
-    """Return the row with the lowest p50 among those within the budget, and whether the last row is one of them.
-
-    The first row is the original, which is always within.
-    """
-    within = [row for row in rows if row.change is None or -row.change.change_points.estimate <= max_drop_points]
-    return min(within, key=lambda row: row.latency.p50_ms), rows[-1] in within
-
-
-def verdict(original: Measurement, chosen: Measurement, final: Measurement, max_drop_points: float) -> str:
-    """Return one sentence: what ships, what was gained and lost, and how sure that is."""
-    if chosen.change is None:
-        lost = -final.change.change_points.estimate if final.change else 0.0
-        return (
-            f"Nothing beats the original within the budget: {final.name} loses {lost:.2f} points "
-            f"of {max_drop_points:g} allowed at {final.latency.speedup.estimate:.2f}x its speed."
-        )
-    speed, change = chosen.latency.speedup, chosen.change.change_points
-    sentence = (
-        f"{chosen.name} is {speed.estimate:.2f}x [{speed.low:.2f}, {speed.high:.2f}] as fast as the original, "
-        f"{original.size_bytes / chosen.size_bytes:.1f}x smaller, at {100 * chosen.accuracy.top1:.2f} % top-1: "
-        f"{change.estimate:+.2f} points [{change.low:+.2f}, {change.high:+.2f}] "
-        f"on {chosen.accuracy.samples} images, {max_drop_points:g} allowed"
-    )
-    if chosen.name != final.name and final.change is not None:
-        sentence += f"; {final.name} was left out: {final.change.change_points.estimate:+.2f} points"
-    return sentence + "."

@@ -20,11 +20,7 @@ from tlc.compress.inputs import resolve_preprocess
 from tlc.compress.load import load_model
 from tlc.compress.measure import logits_of
 from tlc.compress.model import Model
-from tlc.compress.pipeline import (
-    Plan,
-    make_plan,
-    read_splits,
-)  # fmt: skip
+from tlc.compress.plan import Plan, make_plan, read_splits
 from tlc.compress.quantize import QuantizeRecord
 from tlc.compress.recipe import ModelSection, Recipe
 from tlc.compress.stages import Data, make_pruned, make_student, prepare_data, quantize_file

@@ -25,7 +25,7 @@ def test_counting_leaves_mode_and_batch_statistics_alone() -> None:
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "shufflenet_v2_x1_0", "vit_b_16", "swin_t"])
 def test_macs_are_those_that_torchvision_publishes(name: str) -> None:
-    published = get_model_weights(name).DEFAULT.meta  # type: ignore[attr-defined]
+    published = get_model_weights(name).DEFAULT.meta
     module = get_model(name, weights=None).eval()
     assert macs(module, torch.zeros(1, 3, 224, 224)) / 1e9 == pytest.approx(published["_ops"], abs=5e-4)
     assert parameters(module) == published["num_params"]

@@ -14,8 +14,10 @@ from tlc.calibration.metrics import accuracy_change, score
 from tlc.compress import pipeline
 from tlc.compress.checkpoint import load_saved
 from tlc.compress.events import Event, StageStarted
-from tlc.compress.pipeline import choose, compress, make_plan, verdict
+from tlc.compress.pipeline import compress
+from tlc.compress.plan import make_plan
 from tlc.compress.recipe import Recipe, read_recipe
+from tlc.compress.verdict import choose, verdict
 from tlc.export.metadata import read_metadata
 from tlc.runtime.artifact import sha256_file
 from tlc.runtime.errors import TlcError

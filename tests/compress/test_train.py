@@ -7,7 +7,8 @@ import torch
 
 from tiny import bars, seeded_net
 from tlc.compress.events import Event, silent
-from tlc.compress.train import Fitted, Supervised, TrainSettings, evaluate, fit, parameter_blocks
+from tlc.compress.objective import Supervised
+from tlc.compress.train import Fitted, TrainSettings, evaluate, fit, parameter_blocks
 from tlc.runtime.errors import TlcError
 
 SETTINGS = TrainSettings(epochs=3, batch_size=16, learning_rate=0.1, precision="fp32", ema_decay=0.5)

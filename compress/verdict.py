@@ -1,0 +1,32 @@
+"""Which of the measured files ships, and the sentence that says so."""
+
+from tlc.runtime.report import Measurement
+
+
+def choose(rows: list[Measurement], max_drop_points: float) -> tuple[Measurement, bool]:
+    """Return the row with the lowest p50 among those within the budget, and whether the last row is one of them.
+
+    The first row is the original, which is always within.
+    """
+    within = [row for row in rows if row.change is None or -row.change.change_points.estimate <= max_drop_points]
+    return min(within, key=lambda row: row.latency.p50_ms), rows[-1] in within
+
+
+def verdict(original: Measurement, chosen: Measurement, final: Measurement, max_drop_points: float) -> str:
+    """Return one sentence: what ships, what was gained and lost, and how sure that is."""
+    if chosen.change is None:
+        lost = -final.change.change_points.estimate if final.change else 0.0
+        return (
+            f"Nothing beats the original within the budget: {final.name} loses {lost:.2f} points "
+            f"of {max_drop_points:g} allowed at {final.latency.speedup.estimate:.2f}x its speed."
+        )
+    speed, change = chosen.latency.speedup, chosen.change.change_points
+    sentence = (
+        f"{chosen.name} is {speed.estimate:.2f}x [{speed.low:.2f}, {speed.high:.2f}] as fast as the original, "
+        f"{original.size_bytes / chosen.size_bytes:.1f}x smaller, at {100 * chosen.accuracy.top1:.2f} % top-1: "
+        f"{change.estimate:+.2f} points [{change.low:+.2f}, {change.high:+.2f}] "
+        f"on {chosen.accuracy.samples} images, {max_drop_points:g} allowed"
+    )
+    if chosen.name != final.name and final.change is not None:
+        sentence += f"; {final.name} was left out: {final.change.change_points.estimate:+.2f} points"
+    return sentence + "."
