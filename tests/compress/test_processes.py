@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+
+import tiny
 
 
 @pytest.mark.slow
@@ -16,8 +17,8 @@ def test_two_processes_train_together_and_end_with_one_run(tmp_path: Path) -> No
     (tmp_path / "net.py").write_text(Path(tiny.__file__).read_text())
     torch.save(tiny.seeded_net().state_dict(), tmp_path / "model.pt")
     tiny.write_bars(tmp_path / "bars.npz", 400)
-    launch = [str(Path(sys.executable).with_name("accelerate")), "launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-              "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "tlc.cli"]  # fmt: skip
+    launch = [str(Path(sys.executable).with_name("accelerate")), "launch", "--cpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "tlc.cli"]
     options = ["--arch", "net.py:tiny_net", "--data", "bars.npz", "--input", "1x8x8", "--mean", "0.5", "--std", "0.25"]
     settings = ["--student", "depth:0.34", "--epochs", "2", "--set", "train.batch_size=32", "--max-drop", "100"]
 
