@@ -1,5 +1,6 @@
 """Matching weights with an architecture: key prefixes, the number of classes, sizes, and what else could fit."""
 
+import functools
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping
@@ -196,17 +197,22 @@ def suggest(found: Shapes) -> tuple[str, ...]:
 
 def _torchvision_candidates(wanted: Shapes) -> Iterator[str]:
     """Yield the models of every family whose first member has the same top-level parts."""
-    families: dict[str, list[str]] = {}
-    for name in torchvision_names():
-        families.setdefault(torchvision.models.get_model_builder(name).__module__, []).append(name)
-    for names in families.values():
-        first = _normal(built_shapes(Architecture(kind="torchvision", name=names[0])))
-        if _tops(first) == _tops(wanted):
+    for tops, names in _torchvision_families():
+        if tops == _tops(wanted):
             yield from (f"torchvision:{name}" for name in names)
 
 
-def _tops(shapes: Shapes) -> set[str]:
-    return {key.partition(".")[0] for key in shapes}
+@functools.cache
+def _torchvision_families() -> tuple[tuple[frozenset[str], tuple[str, ...]], ...]:
+    families: dict[str, list[str]] = {}
+    for name in torchvision_names():
+        families.setdefault(torchvision.models.get_model_builder(name).__module__, []).append(name)
+    shapes = (built_shapes(Architecture(kind="torchvision", name=names[0])) for names in families.values())
+    return tuple((_tops(_normal(first)), tuple(names)) for first, names in zip(shapes, families.values(), strict=True))
+
+
+def _tops(shapes: Shapes) -> frozenset[str]:
+    return frozenset(key.partition(".")[0] for key in shapes)
 
 
 def _normal(shapes: Shapes) -> dict[str, tuple[int, ...]]:
