@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tlc.calibration.preprocess import Preprocess
 from tlc.compress.checkpoint import is_saved, load_saved
 from tlc.compress.cost import parameters
-from tlc.compress.fit import suggest
 from tlc.compress.formats import Checkpoint, is_counter, read_checkpoint
 from tlc.compress.hf import class_names
 from tlc.compress.inputs import PreprocessOptions, default_preprocess, resolve_preprocess
 from tlc.compress.load import count_outputs, fill, open_model
+from tlc.compress.matching import suggest
 from tlc.compress.model import Model
 from tlc.compress.prune import check_prunable
 from tlc.compress.student import removable_blocks
@@ -92,7 +92,7 @@ def inspect_model(path: Path, *, arch: str | None = None, options: PreprocessOpt
     opened = open_model(path, arch)
     module = fill(opened)
     checkpoint = opened.checkpoint
-    notes: tuple[str, ...] = (*checkpoint.notes, *opened.fitted.notes)
+    notes: tuple[str, ...] = (*checkpoint.notes, *opened.matched.notes)
     classes = checkpoint.classes or class_names(opened.arch.config)
     try:
         fed = resolve_preprocess(None, default_preprocess(opened.arch), _neutral(options))

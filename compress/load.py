@@ -9,10 +9,10 @@ from torch import nn
 from tlc.calibration.preprocess import Preprocess
 from tlc.compress.arch import FORMS, Architecture, build, parse_arch
 from tlc.compress.checkpoint import is_saved, load_saved
-from tlc.compress.fit import Fitted, fit, shapes_of, suggest
 from tlc.compress.formats import Checkpoint, read_checkpoint
 from tlc.compress.hf import class_names, read_folder, weight_files
 from tlc.compress.inputs import PreprocessOptions, default_preprocess, resolve_preprocess
+from tlc.compress.matching import Matched, match, shapes_of, suggest
 from tlc.compress.model import Model
 from tlc.compress.pickles import Record
 from tlc.compress.skeleton import Node, check_buildable, describe
@@ -48,7 +48,7 @@ def load_model(
     count = count_outputs(module, fed, opened.arch)
     _check_classes(path, count, num_classes)
     named = opened.checkpoint.classes or class_names(opened.arch.config)
-    notes = "; ".join((opened.checkpoint.format, *opened.checkpoint.notes, *opened.fitted.notes))
+    notes = "; ".join((opened.checkpoint.format, *opened.checkpoint.notes, *opened.matched.notes))
     return Model(
         module=module,
         arch=opened.arch,
@@ -76,16 +76,16 @@ def _check_resize(
 class Opened:
     """A file with the architecture that fits it, before memory is spent on the network."""
 
-    __slots__ = ("checkpoint", "fitted")
+    __slots__ = ("checkpoint", "matched")
 
-    def __init__(self, checkpoint: Checkpoint, fitted: Fitted) -> None:
+    def __init__(self, checkpoint: Checkpoint, matched: Matched) -> None:
         self.checkpoint = checkpoint
-        self.fitted = fitted
+        self.matched = matched
 
     @property
     def arch(self) -> Architecture:
         """With everything inferred from the weights."""
-        return self.fitted.arch
+        return self.matched.arch
 
 
 def open_model(path: Path, arch: str | None = None, num_classes: int | None = None) -> Opened:
@@ -98,9 +98,9 @@ def open_model(path: Path, arch: str | None = None, num_classes: int | None = No
     named = parse_arch(arch) if arch is not None else None
     checkpoint = read_checkpoint(path)
     if named is not None:
-        return Opened(checkpoint, fit(named, checkpoint, num_classes))
+        return Opened(checkpoint, match(named, checkpoint, num_classes))
     if checkpoint.record is not None:
-        return Opened(checkpoint, _fit_record(checkpoint, checkpoint.record))
+        return Opened(checkpoint, _match_record(checkpoint, checkpoint.record))
     raise _unnamed(checkpoint)
 
 
@@ -115,7 +115,7 @@ def _open_folder(folder: Path, arch: str | None, num_classes: int | None) -> Ope
     state = {key: value for part in parts for key, value in part.state.items()}
     dtypes = tuple(sorted({dtype for part in parts for dtype in part.dtypes}))
     whole = replace(parts[0], path=folder, format=f"Hugging Face folder, {parts[0].format}", state=state, dtypes=dtypes)
-    return Opened(whole, fit(named, whole, num_classes))
+    return Opened(whole, match(named, whole, num_classes))
 
 
 def _unnamed(checkpoint: Checkpoint) -> TlcError:
@@ -131,19 +131,19 @@ def _unnamed(checkpoint: Checkpoint) -> TlcError:
     return TlcError(f"{holds}; its keys fit no model of torchvision", hint=hint)
 
 
-def _fit_record(checkpoint: Checkpoint, record: Record) -> Fitted:
+def _match_record(checkpoint: Checkpoint, record: Record) -> Matched:
     """Return the torchvision or transformers architecture that the pickled module is, or else its skeleton."""
     name = record.global_name
     if name.startswith("transformers."):
-        return _fit_transformers(checkpoint, record)
+        return _match_transformers(checkpoint, record)
     node = describe(record)  # type: ignore[arg-type]
     state = dict(checkpoint.state)
     for candidate in suggest({key: tuple(value.shape) for key, value in state.items()}):
-        fitted = fit(_with_recorded_options(parse_arch(candidate), node), checkpoint)
-        if _agrees(describe(build(fitted.arch)), node):
-            return Fitted(fitted.arch, fitted.state, (f"it is {fitted.arch.text}", *fitted.notes))
+        matched = match(_with_recorded_options(parse_arch(candidate), node), checkpoint)
+        if _agrees(describe(build(matched.arch)), node):
+            return Matched(matched.arch, matched.state, (f"it is {matched.arch.text}", *matched.notes))
     check_buildable(node)
-    return Fitted(Architecture(kind="pickle", name=name, skeleton=node), state, ())
+    return Matched(Architecture(kind="pickle", name=name, skeleton=node), state, ())
 
 
 def _with_recorded_options(arch: Architecture, node: Node) -> Architecture:
@@ -163,7 +163,7 @@ def _agrees(built: Node, pickled: Node) -> bool:
     return all(other is not None and "same" not in other and _agrees(child, other) for child, other in pairs)
 
 
-def _fit_transformers(checkpoint: Checkpoint, record: Record) -> Fitted:
+def _match_transformers(checkpoint: Checkpoint, record: Record) -> Matched:
     config = record.state.get("config")
     values = dict(config.state) if isinstance(config, Record) and isinstance(config.state, dict) else {}
     if not record.global_name.endswith("ForImageClassification"):
@@ -174,7 +174,7 @@ def _fit_transformers(checkpoint: Checkpoint, record: Record) -> Fitted:
     values["model_type"] = record.global_name.split(".")[2]
     plain = {key: _plain(value) for key, value in values.items() if not key.startswith("_")}
     arch = Architecture(kind="hf", name=record.global_name.rpartition(".")[2], config={"config": plain})
-    return fit(arch, checkpoint)
+    return match(arch, checkpoint)
 
 
 def _plain(value: object) -> object:
@@ -189,16 +189,16 @@ def fill(opened: Opened) -> nn.Module:
     """Build the network and put the weights in: float32, on the CPU, in eval mode."""
     module = build(opened.arch, device="meta" if opened.arch.kind == "pickle" else "cpu")
     if opened.arch.kind == "pickle":
-        _assign_all(module, opened.fitted.state)
+        _assign_all(module, opened.matched.state)
         return module.eval()
     try:
-        module.load_state_dict(opened.fitted.state, strict=True)
+        module.load_state_dict(opened.matched.state, strict=True)
     except RuntimeError as error:
         raise TlcError(
             f"{opened.checkpoint.path} does not fit --arch {opened.arch.text}: {error}", hint="Pass another --arch."
         ) from error
-    for name, value in _transient_buffers(module, opened.fitted.state):
-        value.copy_(opened.fitted.state[name])
+    for name, value in _transient_buffers(module, opened.matched.state):
+        value.copy_(opened.matched.state[name])
     return module.float().eval()
 
 

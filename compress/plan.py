@@ -60,6 +60,7 @@ def make_plan(recipe: Recipe) -> Plan:
         input_shape=observed_shape(splits, recipe.model.preprocess),
         preprocess=recipe.model.preprocess,
     )
+    _check_sizes(recipe, model, splits)
     splits = splits.for_model(model.num_classes, model.classes)
     check_calibration(len(splits.fit), recipe.quantize)
     student, prune = _decide_student(recipe, model, splits), _decide_prune(recipe, model, splits)
@@ -94,6 +95,18 @@ def observed_shape(splits: Splits, options: PreprocessOptions) -> tuple[int, int
     if splits.image_size is None:
         return None
     return (1 if options.channels == "gray" else 3, *splits.image_size)
+
+
+def _check_sizes(recipe: Recipe, model: Model, splits: Splits) -> None:
+    """Refuse to cut out the centre of images of another size where nobody asked for that."""
+    fed = model.preprocess
+    if fed.resize is None and recipe.model.preprocess.resize is None and splits.image_size != fed.size:
+        wanted = f"{fed.size[0]}x{fed.size[1]}"
+        found = f"{splits.image_size[0]}x{splits.image_size[1]}" if splits.image_size else "of several sizes"
+        raise TlcError(
+            f"The images are {found}, the model's input is {wanted}, and how to get there is not known.",
+            hint=f"Pass --resize {wanted} to scale them, or --resize none to cut out the centre.",
+        )
 
 
 def _decide_student(recipe: Recipe, model: Model, splits: Splits) -> Decision:

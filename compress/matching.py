@@ -23,7 +23,7 @@ _AUXILIARY = re.compile(r"(aux1|aux2|AuxLogits)\.")
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class Matched:
     """An architecture with everything inferred, and the weights under its names."""
 
     arch: Architecture
@@ -48,7 +48,7 @@ def built_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
             return shapes_of(build(arch))
 
 
-def fit(arch: Architecture, checkpoint: Checkpoint, num_classes: int | None = None) -> Fitted:
+def match(arch: Architecture, checkpoint: Checkpoint, num_classes: int | None = None) -> Matched:
     """Match a file's weights with `arch`; prefixes are removed, classes and a ViT's image size read from the shapes.
 
     Raises TlcError showing the first keys and shapes that differ, in both directions.
@@ -74,7 +74,7 @@ def fit(arch: Architecture, checkpoint: Checkpoint, num_classes: int | None = No
         if key not in state and is_counter(key):
             state[key] = torch.zeros(wanted[key], dtype=torch.int64)  # torch before 0.4.1 did not count
     _check(arch, {key: tuple(value.shape) for key, value in state.items()}, wanted, checkpoint)
-    return Fitted(arch, state, tuple(notes))
+    return Matched(arch, state, tuple(notes))
 
 
 def _without_auxiliary(
