@@ -69,9 +69,9 @@ def compress(
     """
     plan = make_plan(recipe)
     identity = {"model": plan.model_sha256, "data": plan.splits.digest}
+    weights_bytes = sum(p.numel() * p.element_size() for p in plan.model.module.parameters())
+    require_free_space(out, _SPACE_FACTOR * weights_bytes)
     with open_run(out, identity, resume=resume, emit=emit) as run:
-        weights_bytes = sum(p.numel() * p.element_size() for p in plan.model.module.parameters())
-        require_free_space(out, _SPACE_FACTOR * weights_bytes)
         return _Pipeline(plan, run, emit).execute(command)
 
 
