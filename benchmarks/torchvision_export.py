@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/torchvision_export.py [NAME ...] > table.md
 
 Random weights say nothing about accuracy; the errors compare files of one network on the same seeded noise. Batch
-normalisation gets statistics from two batches, without which random networks fade to zero. Latency: batch 1, one thread,
-interleaved, median of paired blocks, 99 % interval.
+normalisation gets statistics from two batches, without which random networks fade to zero. Latency: batch 1, one
+thread, interleaved, median of paired blocks, 99 % interval.
 """
 
 import argparse
@@ -48,6 +48,8 @@ FAMILIES = (
     "swin_t",
 )
 CALIBRATION_IMAGES = 16
+INTEGER_OPS = ("QLinearConv", "QLinearMatMul", "MatMulInteger", "QGemm", "MatMulIntegerToFloat")
+FLOAT_OPS = ("Conv", "FusedConv", "Gemm", "MatMul", "FusedGemm", "FusedMatMul")
 COLUMNS = (
     "model",
     "M parameters",

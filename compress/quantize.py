@@ -16,8 +16,14 @@ from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from tlc.compress.sensitivity import LayerNoise, layer_noise
-from tlc.export.qdq import carry_through, set_activation_type
+from tlc.compress.sensitivity import LayerNoise, layer_noise, tensor_ranges
+from tlc.export.qdq import (
+    carry_through,
+    float_convolution_outputs,
+    quantize_sigmoids,
+    quantize_tensors,
+    set_activation_type,
+)
 from tlc.export.quiet import quiet
 from tlc.runtime.artifact import write_bytes
 from tlc.runtime.errors import TlcError, UsageError
@@ -77,7 +83,7 @@ class QuantizeRecord(BaseModel):
     met: bool
     budget_points: float
     ranking: tuple[LayerNoise, ...]
-    """Noisiest first; empty when full INT8 met the budget."""
+    """Worst first; empty when full INT8 met the budget."""
 
 
 def check_calibration(available: int, settings: QuantizeSettings) -> int:
@@ -129,7 +135,8 @@ def quantize_onnx(
     excluded = [*matching_layers(model, settings.ignored), *ignored]
     try:
         with quiet():
-            quantized = _quantized(model, _Stream(samples, count, on_progress), target, settings, excluded)
+            stream = _Stream(samples, count, on_progress)
+            quantized = _quantized(model, stream, target, settings, excluded)
     except TlcError:
         raise
     except (
@@ -142,6 +149,9 @@ def quantize_onnx(
             f"NNCF cannot quantise {float_onnx.name}: {error}",
             hint="Leave quantisation out, or name the layer in the recipe's quantize.ignored.",
         ) from error
+    if names := float_convolution_outputs(quantized):
+        quantize_tensors(quantized, tensor_ranges(float_onnx, names, stream))
+        quantize_sigmoids(quantized)
     set_activation_type(quantized, target.activations)
     carry_through(quantized)
     quantized.ClearField("metadata_props")
@@ -162,9 +172,9 @@ def quantize_within_budget(
     full: Path | None = None,
     on_progress: Progress | None = None,
 ) -> QuantizeRecord:
-    """Quantise everything; while that costs more than the budget, leave more of the noisiest layers in float.
+    """Quantise everything; while that costs more than the budget, leave more of the worst layers in float.
 
-    Layers are ranked once by the noise that each alone puts on the logits (`tlc.compress.sensitivity`). Then the worst
+    Layers are ranked once by what each alone does to the probabilities (`tlc.compress.sensitivity`). Then the worst
     1, 2, 4, ... up to `settings.max_exclusions` stay in float, each a new quantisation and one call of `drop_points`.
     At most 2 + log2(max_exclusions) quantisations. `out` gets the first candidate that meets the budget, else the one
     that lost least.

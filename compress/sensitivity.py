@@ -1,6 +1,6 @@
-"""Which layer suffers most from INT8: each quantised alone, judged by the noise on the logits."""
+"""Which layer suffers most from INT8: each quantised alone, judged by what it does to the predicted probabilities."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ class LayerNoise(BaseModel):
     """Of the ONNX node."""
     module: str
     """Of the PyTorch module, as far as the weight kept its name; else the name of the tensor."""
-    noise_ratio: float
-    """Energy of the change of the logits over the energy of the logits, over all samples."""
+    divergence: float
+    """Kullback-Leibler divergence of the softmax from that of the float network, nats, mean over the samples. Large
+    logits that a range cuts off do not count, as they decide nothing."""
 
 
 def layer_noise(
@@ -44,15 +45,33 @@ def layer_noise(
     model = onnx.load(float_onnx)
     quantized = _QuantizedLayers(onnx.load(quantized_onnx))
     batch = list(samples)
-    truth = _logits(model, batch)
-    energy = float(np.square(truth).sum())
+    truth = _log_softmax(_logits(model, batch))
     found = []
     for index, node in enumerate(model.graph.node):
         if node.op_type in _LAYERS and quantized.holds(node.name):
-            change = _logits(quantized.alone(model, index), batch) - truth
-            ratio = float(np.square(change).sum()) / energy if energy else 0.0
-            found.append(LayerNoise(name=node.name, module=node.input[1].removesuffix(".weight"), noise_ratio=ratio))
-    return tuple(sorted(found, key=lambda layer: (-layer.noise_ratio, layer.name)))
+            rounded = _log_softmax(_logits(quantized.alone(model, index), batch))
+            divergence = float((np.exp(truth) * (truth - rounded)).sum(1).mean())
+            found.append(
+                LayerNoise(name=node.name, module=node.input[1].removesuffix(".weight"), divergence=divergence)
+            )
+    return tuple(sorted(found, key=lambda layer: (-layer.divergence, layer.name)))
+
+
+def tensor_ranges(
+    float_onnx: Path, names: Sequence[str], samples: Iterable[NDArray[np.float32]]
+) -> dict[str, tuple[float, float]]:
+    """Return (lowest, highest) value of each inner tensor, both the mean over the samples, as in NNCF's default."""
+    model = onnx.load(float_onnx)
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
+    session = _session(model)
+    sums = np.zeros((len(names), 2))
+    count = 0
+    for sample in samples:
+        values = session.run(list(names), {model.graph.input[0].name: sample})
+        sums += [(value.min(), value.max()) for value in values]
+        count += 1
+    return {name: (float(low), float(high)) for name, (low, high) in zip(names, sums / count, strict=True)}
 
 
 class _QuantizedLayers:
@@ -117,9 +136,19 @@ class _QuantizedLayers:
 
 
 def _logits(model: onnx.ModelProto, batch: list[NDArray[np.float32]]) -> NDArray[np.float64]:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1  # sums in one order: the ranking is the same everywhere
-    options.log_severity_level = 3
-    session: Any = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = _session(model)
     name = model.graph.input[0].name
     return np.concatenate([session.run(None, {name: sample})[0] for sample in batch]).astype(np.float64)
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max(1, keepdims=True)
+    logs: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return logs
+
+
+def _session(model: onnx.ModelProto) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # sums in one order: the same result everywhere
+    options.log_severity_level = 3
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

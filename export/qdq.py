@@ -1,10 +1,11 @@
-"""Where QuantizeLinear and DequantizeLinear stand decides what ONNX Runtime can fuse. These passes move them.
+"""Where QuantizeLinear and DequantizeLinear stand decides what ONNX Runtime can fuse. These passes add and change them.
 
-Both are exact: the file computes the same values in fewer, more integer, operations.
+`carry_through` and `set_activation_type` are exact. The others round one tensor more, which is what makes the
+operation that writes it an integer one.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -101,6 +102,85 @@ def set_activation_type(model: onnx.ModelProto, dtype: Literal["uint8", "int8"])
         changed += 1
     graph.ClearField("value_info")  # it still says the old types; runtimes infer them
     return changed
+
+
+def float_convolution_outputs(model: onnx.ModelProto) -> list[str]:
+    """Return the tensors that keep a convolution with quantised inputs in float, because they are not quantised.
+
+    NNCF places quantisers for OpenVINO, which fuses a convolution with the Swish behind it; ONNX Runtime fuses it with
+    Relu or Clip only, and otherwise dequantises input and weights in every run and convolves in float.
+    """
+    graph = model.graph
+    dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    readers = _readers(graph)
+    outputs = {value.name for value in graph.output}
+    found = []
+    for node in graph.node:
+        if node.op_type != "Conv" or not {node.input[0], node.input[1]} <= dequantized:
+            continue
+        name = node.output[0]
+        if [reader.op_type for reader in readers[name]] in (["Relu"], ["Clip"]):
+            name = readers[name][0].output[0]
+        if name not in outputs and not all(reader.op_type == "QuantizeLinear" for reader in readers[name]):
+            found.append(name)
+    return found
+
+
+def quantize_tensors(model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Put a uint8 Q/DQ pair on each tensor, between it and all its readers; `ranges` are its (lowest, highest) values.
+
+    A reader that is a quantiser already lends its grid to the others.
+    """
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    readers = _readers(graph)
+    nodes: list[onnx.NodeProto] = []
+    for node in list(graph.node):
+        nodes.append(node)
+        for name in node.output:
+            if name not in ranges:
+                continue
+            grid = next((grid for reader in readers[name] if (grid := _quantizer_grid(reader, constants))), None)
+            if grid is None:
+                grid = _new_grid(graph, name, *ranges[name])
+            nodes.extend(_pair(name, f"{name}_rounded", grid))
+            for reader in readers[name]:
+                reader.input[:] = [f"{name}_rounded" if source == name else source for source in reader.input]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def quantize_sigmoids(model: onnx.ModelProto) -> int:
+    """Quantise the output of each Sigmoid of a quantised tensor to steps of 1/255; return how many.
+
+    ONNX Runtime then looks all of it up in a table of 256 entries, and the product of a Swish becomes integer too.
+    """
+    dequantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    readers = _readers(model.graph)
+    ranges = {
+        node.output[0]: (0.0, 1.0)
+        for node in model.graph.node
+        if node.op_type == "Sigmoid"
+        and node.input[0] in dequantized
+        and not all(reader.op_type == "QuantizeLinear" for reader in readers[node.output[0]])
+    }
+    quantize_tensors(model, ranges)
+    return len(ranges)
+
+
+def _quantizer_grid(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> _Grid | None:
+    return _grid(node, constants) if node.op_type == "QuantizeLinear" else None
+
+
+def _new_grid(graph: onnx.GraphProto, name: str, low: float, high: float) -> _Grid:
+    """uint8 grid that represents `low`, `high` and exactly 0."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = np.float32((high - low) / 255 or 1.0)
+    zero_point = np.uint8(round(-low / float(scale)))
+    scale_name, zero_point_name = f"{name}_scale", f"{name}_zero_point"
+    graph.initializer.append(numpy_helper.from_array(np.asarray(scale), scale_name))
+    graph.initializer.append(numpy_helper.from_array(np.asarray(zero_point), zero_point_name))
+    return _Grid(scale_name, zero_point_name, float(scale), int(zero_point), "uint8")
 
 
 def _grid(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> _Grid | None:

@@ -5,7 +5,7 @@ import onnx
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 
-from tlc.export.qdq import carry_through, set_activation_type
+from tlc.export.qdq import carry_through, float_convolution_outputs, quantize_tensors, set_activation_type
 
 SCALE = np.float32(0.05)
 
@@ -101,3 +101,37 @@ def test_another_activation_type_changes_no_value_and_no_weight() -> None:
     np.testing.assert_array_equal(run(model), before)
     assert set_activation_type(model, "uint8") == 2
     np.testing.assert_array_equal(run(model), before)
+
+
+def test_a_quantised_output_is_not_reported() -> None:
+    model = fire_module()
+    carry_through(model)
+    assert float_convolution_outputs(model) == []
+
+
+def test_a_convolution_read_in_float_gets_the_grid_of_its_range() -> None:
+    model = fire_module()
+    carry_through(model)
+    del model.graph.node[-2:]
+    model.graph.node.append(helper.make_node("Sigmoid", ["v"], ["y"]))
+    before = run(model)
+    assert float_convolution_outputs(model) == ["v"]
+    quantize_tensors(model, {"v": (-2.0, 3.1)})
+    assert float_convolution_outputs(model) == []
+    added = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    assert added["v_scale"].item() == np.float32(5.1 / 255)
+    assert added["v_zero_point"].item() == 100
+    logit = np.clip(np.log(before / (1 - before)), -2.0, 3.1)
+    after = run(model)
+    np.testing.assert_allclose(np.log(after / (1 - after)), logit, atol=0.5 * 0.02 + 1e-4)
+
+
+def test_a_reader_that_quantises_already_lends_its_grid() -> None:
+    model = fire_module()
+    carry_through(model)
+    model.graph.node.append(helper.make_node("Sigmoid", ["v"], ["other"]))
+    assert float_convolution_outputs(model) == ["v"]
+    quantize_tensors(model, {"v": (-100.0, 100.0)})
+    assert "v_scale" not in [tensor.name for tensor in model.graph.initializer]
+    (quantizer_of_v,) = (n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == "v")
+    assert quantizer_of_v.input[1] == "s"
