@@ -32,8 +32,20 @@ def fp16_from_float(path: Path, out: Path) -> None:
                     hint="Leave the float16 file out.",
                 )
     with quiet():
-        half: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True)
+        half: onnx.ModelProto = convert_float_to_float16(
+            model, keep_io_types=True, node_block_list=_transposes_of_products(model)
+        )
         OnnxModel(half).topological_sort()  # the converter appends its casts at the end
     half.graph.ClearField("value_info")
     onnx.checker.check_model(half, full_check=True)
     write_bytes(out, half.SerializeToString(deterministic=True))
+
+
+def _transposes_of_products(model: onnx.ModelProto) -> list[str]:
+    """Names of the Transpose nodes that a MatMul reads; they stay in float32.
+
+    On a CPU, ONNX Runtime puts a Cast between such a float16 Transpose and its MatMul, and its MatmulTransposeFusion
+    then crashes the process (1.31, ViT-B/16: segmentation fault while the session is made).
+    """
+    factors = {name for node in model.graph.node if node.op_type == "MatMul" for name in node.input}
+    return [node.name for node in model.graph.node if node.op_type == "Transpose" and node.output[0] in factors]

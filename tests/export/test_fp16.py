@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +7,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tlc.export.fp16 import fp16_from_float
 from tlc.export.onnx import onnx_from_torch
@@ -51,3 +53,29 @@ def test_a_weight_beyond_the_range_is_refused_by_name(tmp_path: Path, network: n
     with pytest.raises(TlcError, match=r"m.onnx cannot be float16: 4.weight holds 70000, the limit is 65504"):
         fp16_from_float(tmp_path / "m.onnx", tmp_path / "h.onnx")
     assert not (tmp_path / "h.onnx").exists()
+
+
+class Attention(nn.Module):
+    """Patches and self-attention with the batch moved to the second axis, as torchvision's ViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, stride=4)
+        self.norm = nn.LayerNorm(16)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, image: Tensor) -> Tensor:
+        tokens = self.norm(self.patches(image).flatten(2).transpose(1, 2))
+        mixed, _ = self.attention(tokens, tokens, tokens, need_weights=False)
+        logits: Tensor = self.head((tokens + mixed).mean(1))
+        return logits
+
+
+SCRIPT = "import sys, onnxruntime; onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
+
+
+def test_attention_loads_without_crashing_the_process(tmp_path: Path) -> None:
+    onnx_from_torch(Attention(), (3, 16, 16), tmp_path / "m.onnx", opset=18)
+    fp16_from_float(tmp_path / "m.onnx", tmp_path / "h.onnx")
+    assert subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "h.onnx")], check=False).returncode == 0
