@@ -25,7 +25,7 @@ def shortened(text: str, limit: int) -> str:
 def significant(value: float, digits: int = 3) -> str:
     """Return `value` with that many significant digits, never in exponent form.
 
-    >>> significant(0.45678), significant(9.996), significant(1234.5)
+    >>> significant(0.45678), significant(9.996), significant(1234.6)
     ('0.457', '10.0', '1235')
     """
     if value == 0 or not math.isfinite(value):

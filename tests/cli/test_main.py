@@ -212,16 +212,24 @@ def test_ctrl_c_says_how_to_go_on(inputs: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_real_interrupt_ends_a_real_process_with_the_two_lines(inputs: Path) -> None:
     arch = f"{inputs / 'net.py'}:tiny_net"
     command = [sys.executable, "-m", "tlc.cli", "compress", "model.pt", "--arch", arch, "--data", "bars.npz", *OPTIONS]
+    # Tests that were started in the background inherit a SIGINT that is ignored.
     process = subprocess.Popen(
-        [*command, "--student", "depth:0.5", "--epochs", "100000"], cwd=inputs, stderr=subprocess.PIPE, text=True
+        [*command, "--student", "depth:0.5", "--epochs", "100000"],
+        cwd=inputs,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("student"):
-            break
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("student"):
+                break
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
 
     assert process.returncode == 1
     assert "error: Interrupted." in errors
