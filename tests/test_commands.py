@@ -17,6 +17,7 @@ from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [page for page in sorted((REPOSITORY / "docs").glob("*.md")) if page.name != "compress.md"]
+PAGES.append(REPOSITORY / "README.md")
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -104,7 +105,7 @@ def test_the_page_on_compressing_ends_with_what_it_lists(folder: Path) -> None:
     assert listed <= {file.name for file in (folder / "run").iterdir()}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_every_command_of_the_page_runs(page: Path, folder: Path) -> None:
     commands = [(kind, text) for kind, text in blocks(page) if not text.startswith("make ")]
 
