@@ -60,7 +60,7 @@ def main() -> None:
             moments.append([])
             for _ in range(options.kills):
                 process = demo(out, resume=out.exists())
-                moment = rng.uniform(1, max(10.0, 0.5 * seconds))
+                moment = rng.uniform(1, max(10.0, seconds / 3))
                 try:
                     process.wait(moment)
                 except subprocess.TimeoutExpired:

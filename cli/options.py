@@ -45,12 +45,9 @@ def _numbers(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 
 
 def _shape(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    parts = value.lower().split("x")
-    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise click.BadParameter(f"{value!r} is not CxHxW, such as 3x224x224")
-    return tuple(int(part) for part in parts)
+    from tlc.compress.inputs import parse_input
+
+    return None if value is None else parse_input(value)
 
 
 def model_options(function: F) -> F:
