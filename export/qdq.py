@@ -41,7 +41,7 @@ def carry_through(model: onnx.ModelProto) -> int:
     A quantiser in front of Concat or MaxPool leaves a float tensor behind it, and the convolution that reads it runs in
     float: ONNX Runtime fuses only what stands between DequantizeLinear and QuantizeLinear. The values are already on
     the grid, so the second rounding changes nothing. (SqueezeNet on a CPU with VNNI: 8 of 26 convolutions ran in float
-    before, none after; 1.28x -> 2.30x over FP32.)
+    before, none after; 1.31x -> 2.38x over FP32.)
     """
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
