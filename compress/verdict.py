@@ -1,6 +1,6 @@
 """Which of the measured files ships, and the sentence that says so."""
 
-from tlc.runtime.report import Measurement
+from tlc.runtime.report import AccuracyChange, Measurement
 
 
 def choose(rows: list[Measurement], max_drop_points: float) -> tuple[Measurement, bool]:
@@ -28,5 +28,12 @@ def verdict(original: Measurement, chosen: Measurement, final: Measurement, max_
         f"on {chosen.accuracy.samples} images, {max_drop_points:g} allowed"
     )
     if chosen.name != final.name and final.change is not None:
-        sentence += f"; {final.name} was left out: {final.change.change_points.estimate:+.2f} points"
+        sentence += f"; {final.name} was left out ({_left_out(final.change, chosen, final, max_drop_points)})"
     return sentence + "."
+
+
+def _left_out(change: AccuracyChange, chosen: Measurement, final: Measurement, max_drop_points: float) -> str:
+    lost = -change.change_points.estimate
+    if lost > max_drop_points:
+        return f"it loses {lost:.2f} points"
+    return f"its p50 is {final.latency.p50_ms:.3g} ms, not below {chosen.latency.p50_ms:.3g} ms"

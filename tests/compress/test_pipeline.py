@@ -241,7 +241,16 @@ def test_a_file_over_the_budget_does_not_ship_and_is_named() -> None:
     chosen, met = choose(rows, 1.0)
 
     assert (chosen.name, met) == ("slow", False)
-    assert "int8 was left out: -2.00 points" in verdict(rows[0], chosen, rows[-1], 1.0)
+    assert "int8 was left out (it loses 2.00 points)" in verdict(rows[0], chosen, rows[-1], 1.0)
+
+
+def test_a_file_that_is_slower_than_another_does_not_ship_and_is_named() -> None:
+    rows = [_row("original", 1.0, 100), _row("student", 0.5, 100), _row("int8", 0.8, 100)]
+
+    chosen, met = choose(rows, 1.0)
+
+    assert (chosen.name, met) == ("student", True)
+    assert "int8 was left out (its p50 is 0.8 ms, not below 0.5 ms)" in verdict(rows[0], chosen, rows[-1], 1.0)
 
 
 def test_a_file_that_is_slower_than_the_original_does_not_ship() -> None:
