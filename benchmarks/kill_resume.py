@@ -27,9 +27,10 @@ def artifacts(out: Path) -> dict[str, str]:
 
 
 def demo(out: Path, *, resume: bool) -> subprocess.Popen[bytes]:
-    """Start the demo."""
-    command = [sys.executable, "-m", "tlc.cli", "demo", "--out", str(out), "--quiet"]
-    return subprocess.Popen(command + ["--resume"] * resume, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    """Start the demo beside `out`, by a name that is the same in every folder: the network's record holds it."""
+    command = [sys.executable, "-m", "tlc.cli", "demo", "--out", out.name, "--quiet", *["--resume"] * resume]
+    out.parent.mkdir(exist_ok=True)
+    return subprocess.Popen(command, cwd=out.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
@@ -49,14 +50,14 @@ def main() -> None:
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         start = time.monotonic()
-        whole = Path(folder) / "whole"
+        whole = Path(folder) / "whole" / "demo"
         finish(demo(whole, resume=False))
         seconds = time.monotonic() - start
         expected = artifacts(whole)
         moments: list[list[float]] = []
         different: list[str] = []
         for chain in range(options.chains):
-            out = Path(folder) / f"chain{chain}"
+            out = Path(folder) / f"chain{chain}" / "demo"
             moments.append([])
             for _ in range(options.kills):
                 process = demo(out, resume=out.exists())

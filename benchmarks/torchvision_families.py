@@ -39,7 +39,11 @@ def row(name: str, folder: Path) -> str:
     """Return the table's row for one family; a refusal is a cell."""
     start = time.monotonic()
     torch.manual_seed(0)
-    torch.save(models.get_model(name, weights=None, num_classes=10).state_dict(), folder / f"{name}.pt")
+    network = models.get_model(name, weights=None, num_classes=10)
+    for parameter in network.parameters():
+        if not parameter.any():  # ViT starts with a head of zeros, whose logits would say nothing
+            torch.nn.init.normal_(parameter, std=0.02)
+    torch.save(network.state_dict(), folder / f"{name}.pt")
     arch = f"torchvision:{name}"
     inspected = inspect_model(folder / f"{name}.pt", arch=arch)
     model = load_model(folder / f"{name}.pt", arch=arch)
