@@ -1,6 +1,7 @@
 """The whole path on a small network: what it writes, resumes, reruns and refuses."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,8 +138,10 @@ def test_a_finished_run_resumes_without_doing_anything_and_says_the_same(
     assert again == report
 
 
-def test_a_changed_setting_repeats_only_what_depends_on_it(inputs: Path, finished: tuple[Path, Report]) -> None:
-    out, _ = finished
+def test_a_changed_setting_repeats_only_what_depends_on_it(
+    inputs: Path, finished: tuple[Path, Report], tmp_path: Path
+) -> None:
+    out = shutil.copytree(finished[0], tmp_path / "out")
     events: list[Event] = []
 
     compress(recipe(inputs, quantize__samples=20), out, resume=True, emit=events.append)
