@@ -42,11 +42,9 @@ def _show(event: "Event", console: "Console", steps: "_LiveSteps | _LoggedSteps"
     steps.clear()
     if isinstance(event, events.StageStarted):
         console.print(f"[bold]{event.name}[/]{' (from this run, unchanged)' if event.reused else ''}")
-    elif isinstance(event, events.StageDone):
+    else:
         took = f" ({event.seconds:.0f} s)" if event.seconds >= 1 else ""
         console.print(f"  {event.status}: {event.reason}{took}", markup=False)
-    else:
-        console.print(f"note: {event.text}", markup=False)
 
 
 def _values(event: "Progress") -> str:

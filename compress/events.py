@@ -32,14 +32,7 @@ class Progress:
     values: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """A sentence that the user should read."""
-
-    text: str
-
-
-Event = StageStarted | StageDone | Progress | Notice
+Event = StageStarted | StageDone | Progress
 Emit = Callable[[Event], None]
 
 
