@@ -152,7 +152,7 @@ def quantize_onnx(
     if names := float_convolution_outputs(quantized):
         quantize_tensors(quantized, tensor_ranges(float_onnx, names, stream))
         quantize_sigmoids(quantized)
-    set_activation_type(quantized, target.activations)
+    set_activation_type(quantized, "uint8" if target.contract == "ort-u8s8" else "int8")
     carry_through(quantized)
     quantized.ClearField("metadata_props")
     onnx.checker.check_model(quantized, full_check=True)

@@ -16,26 +16,62 @@ else:
     import tomli as tomllib
 
 
+class TensorRT(BaseModel):
+    """What a device's TensorRT is and has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    version: str = Field(pattern=r"^\d+\.\d+$")
+    """Release on the device, `major.minor`: it decides what the parser accepts and how engines are built."""
+    max_opset: int = Field(ge=9)
+    """Newest ONNX opset that its parser reads."""
+    sm: list[str] = Field(min_length=1)
+    """Compute capabilities of the GPUs meant, such as "8.7"."""
+    workspace_bytes: int = Field(ge=2**20)
+    """Scratch memory that the builder may use at most; less where less is free."""
+    dla_cores: int = Field(ge=0, le=2)
+    """Deep Learning Accelerators that this release can build for."""
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """(major, minor), which compares."""
+        major, minor = self.version.split(".")
+        return int(major), int(minor)
+
+    @property
+    def strongly_typed(self) -> bool:
+        """Whether precisions belong into the graph: builder flags for them are deprecated from 10.12 and gone in 11."""
+        return self.release >= (10, 12)
+
+
 class Target(BaseModel):
     """What a device runs well, and with what."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
     name: str = Field(min_length=1)
     description: str
-    runtime: Literal["onnxruntime"]
+    runtime: Literal["onnxruntime", "openvino", "tensorrt"]
     opset: int = Field(ge=13, le=23)
     """ONNX opset of exported files. From 13 on, weights can have one scale per channel."""
+    precisions: list[Literal["fp32", "fp16", "int8"]] = Field(min_length=1)
+    """Those that the device has arithmetic for."""
+    contract: Literal["ort-u8s8", "ort-s8s8", "openvino", "tensorrt"]
+    """Which quantised graphs the runtime accepts and fuses: see `tlc.export.contract`."""
+    weights_reduced_range: bool
+    """Whether weights use 7 of the 8 bits, which keeps sums of two products within 16 bits."""
     channel_multiple: int = Field(ge=1, le=256)
     """Pruned channel counts are rounded to a multiple of this."""
     threads: int = Field(ge=1, le=1024)
-    """Intra-op threads that measurements use."""
-    activations: Literal["uint8", "int8"]
-    """Type of quantised activations; weights are always int8."""
-    weights_reduced_range: bool
-    """Whether weights use 7 of the 8 bits, which keeps sums of two products within 16 bits."""
+    """Intra-op threads that measurements use; 1 where a GPU does the work."""
+    python: str
+    """Python on the device, such as "3.10"; "" where any will do."""
     source: str
     """Where these facts are from."""
+    provider: Literal["cpu", "cuda", "tensorrt", "openvino"] = "cpu"
+    """Execution provider, for the runtime `onnxruntime` only."""
+    tensorrt: TensorRT | None = None
+    """For the runtime `tensorrt` only."""
 
 
 def load_target(name_or_file: str, *, flags: frozenset[str] | None = None) -> Target:
@@ -51,10 +87,12 @@ def load_target(name_or_file: str, *, flags: frozenset[str] | None = None) -> Ta
         description = "our gateway, two slow cores"
         runtime = "onnxruntime"
         opset = 18
+        precisions = ["fp32", "int8"]
+        contract = "ort-u8s8"
+        weights_reduced_range = "without-vnni"
         channel_multiple = 8
         threads = 2
-        activations = "uint8"
-        weights_reduced_range = "without-vnni"
+        python = ""
         source = "measured 2026-11-20"
 
     Raises UsageError for an unknown name, and for a file that is missing, not TOML, or has a wrong, unknown or missing
@@ -99,18 +137,30 @@ def _validated(table: dict[str, Any], place: str, flags: frozenset[str] | None) 
         raise UsageError(
             f"{place}: unknown {_keys(unknown)}; allowed: {', '.join(allowed)}", hint="Remove or rename it."
         )
-    if missing := [key for key in allowed if key not in table]:
-        raise UsageError(f"{place}: missing {_keys(missing)}", hint="Add it; every key has to be there.")
+    required = [key for key, field in Target.model_fields.items() if field.is_required()]
+    if missing := [key for key in required if key not in table]:
+        raise UsageError(f"{place}: missing {_keys(missing)}", hint="Add it; only provider and tensorrt may be left out.")
     if table["weights_reduced_range"] == "without-vnni":
         table = {**table, "weights_reduced_range": _lacks_vnni(cpu_flags() if flags is None else flags)}
     try:
-        return Target.model_validate(table)
+        target = Target.model_validate(table)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(str(part) for part in item['loc'])} = {item['input']!r}: {item['msg']}"
             for item in error.errors(include_url=False)
         )
         raise UsageError(f"{place}: {problems}", hint="Correct the value.") from error
+    if (target.runtime == "tensorrt") != (target.tensorrt is not None):
+        raise UsageError(
+            f"{place}: runtime = {target.runtime!r} {'without' if target.tensorrt is None else 'with'} a tensorrt table",
+            hint="A [tensorrt] table belongs to the runtime 'tensorrt', and to no other.",
+        )
+    if target.provider != "cpu" and target.runtime != "onnxruntime":
+        raise UsageError(
+            f"{place}: provider = {target.provider!r} with runtime = {target.runtime!r}",
+            hint="A provider belongs to the runtime 'onnxruntime'; leave it out.",
+        )
+    return target
 
 
 def _keys(names: list[str]) -> str:

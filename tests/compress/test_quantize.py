@@ -115,9 +115,9 @@ def test_onnx_runtime_fuses_every_convolution_and_the_residual_add(tmp_path: Pat
     assert "Conv" not in ops
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8"])
-def test_activations_have_the_type_of_the_target(tmp_path: Path, float_onnx: Path, dtype: str) -> None:
-    target = TARGET.model_copy(update={"activations": dtype})
+@pytest.mark.parametrize(("contract", "dtype"), [("ort-u8s8", "uint8"), ("ort-s8s8", "int8")])
+def test_activations_have_the_type_of_the_target(tmp_path: Path, float_onnx: Path, contract: str, dtype: str) -> None:
+    target = TARGET.model_copy(update={"contract": contract})
     model = quantize(float_onnx, tmp_path / "q.onnx", target=target)
     known = constants(model)
     kinds = {str(known[node.input[2]].dtype) for node in model.graph.node if node.op_type == "QuantizeLinear"}

@@ -13,7 +13,9 @@ runtime = "onnxruntime"
 opset = 18
 channel_multiple = 16
 threads = 2
-activations = "int8"
+precisions = ["fp32", "int8"]
+contract = "ort-s8s8"
+python = ""
 weights_reduced_range = false
 source = "measured"
 """
@@ -33,7 +35,7 @@ def _message(name_or_file: str) -> str:
 
 
 def test_every_built_in_target_loads_and_names_its_source() -> None:
-    assert target_names() == ("cpu-x86", "cpu-arm")
+    assert target_names()[:3] == ("cpu-x86", "cpu-arm", "openvino")
     for name in target_names():
         target = load_target(name)
         assert target.name == name
@@ -41,8 +43,8 @@ def test_every_built_in_target_loads_and_names_its_source() -> None:
 
 
 def test_x86_takes_unsigned_activations_and_arm_signed_ones() -> None:
-    assert load_target("cpu-x86").activations == "uint8"
-    assert load_target("cpu-arm").activations == "int8"
+    assert load_target("cpu-x86").contract == "ort-u8s8"
+    assert load_target("cpu-arm").contract == "ort-s8s8"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_weights_lose_a_bit_only_on_an_x86_cpu_without_vnni(flags: set[str], red
 
 def test_a_target_file_of_the_user_is_read(tmp_path: Path) -> None:
     target = load_target(_file(tmp_path, _GOOD))
-    assert (target.name, target.channel_multiple, target.threads, target.activations) == ("gateway", 16, 2, "int8")
+    assert (target.name, target.channel_multiple, target.threads, target.contract) == ("gateway", 16, 2, "ort-s8s8")
 
 
 def test_the_example_of_the_docstring_loads(tmp_path: Path) -> None:
@@ -75,7 +77,7 @@ def test_the_example_of_the_docstring_loads(tmp_path: Path) -> None:
 def test_an_unknown_name_lists_the_known_ones_and_the_file_form() -> None:
     with pytest.raises(UsageError) as caught:
         load_target("jetson")
-    assert caught.value.message == "unknown target 'jetson'; known: cpu-x86, cpu-arm"
+    assert caught.value.message == f"unknown target 'jetson'; known: {', '.join(target_names())}"
     assert "--target FILE.toml" in caught.value.hint
 
 
