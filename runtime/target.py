@@ -139,7 +139,7 @@ def _validated(table: dict[str, Any], place: str, flags: frozenset[str] | None) 
         )
     required = [key for key, field in Target.model_fields.items() if field.is_required()]
     if missing := [key for key in required if key not in table]:
-        raise UsageError(f"{place}: missing {_keys(missing)}", hint="Add it; only provider and tensorrt may be left out.")
+        raise UsageError(f"{place}: missing {_keys(missing)}", hint="Only provider and tensorrt may be left out.")
     if table["weights_reduced_range"] == "without-vnni":
         table = {**table, "weights_reduced_range": _lacks_vnni(cpu_flags() if flags is None else flags)}
     try:
@@ -151,8 +151,9 @@ def _validated(table: dict[str, Any], place: str, flags: frozenset[str] | None) 
         )
         raise UsageError(f"{place}: {problems}", hint="Correct the value.") from error
     if (target.runtime == "tensorrt") != (target.tensorrt is not None):
+        without = "without" if target.tensorrt is None else "with"
         raise UsageError(
-            f"{place}: runtime = {target.runtime!r} {'without' if target.tensorrt is None else 'with'} a tensorrt table",
+            f"{place}: runtime = {target.runtime!r} {without} a tensorrt table",
             hint="A [tensorrt] table belongs to the runtime 'tensorrt', and to no other.",
         )
     if target.provider != "cpu" and target.runtime != "onnxruntime":
