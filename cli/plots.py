@@ -15,7 +15,7 @@ from matplotlib.transforms import Bbox, BboxBase
 from numpy.typing import NDArray
 
 from tlc.cli.svg import BAD, GOOD, GRID, INK, MUTED, ON_FILL, SERIES, svg
-from tlc.cli.wording import by_name, lineage, points, shortened, significant, top1_interval
+from tlc.cli.wording import by_name, latency, lineage, points, shortened, significant, top1_interval
 from tlc.runtime.report import ClassChange, Interval, Measurement, Report
 
 MAX_CLASSES = 20
@@ -42,8 +42,8 @@ def accuracy_against_latency(report: Report) -> str:
         for row in report.measurements:
             colour, marker, _ = _style(report, row)
             top1 = top1_interval(row.accuracy)
-            low, high = np.quantile(row.latency.samples_ms, [0.1, 0.9]).tolist()
-            p50_ms = row.latency.p50_ms
+            low, high = np.quantile(latency(row).samples_ms, [0.1, 0.9]).tolist()
+            p50_ms = latency(row).p50_ms
             axes.errorbar(
                 [p50_ms],
                 [100 * top1.estimate],
@@ -55,7 +55,7 @@ def accuracy_against_latency(report: Report) -> str:
                 elinewidth=1.2,
                 capsize=3,
             )
-        axes.set_xlim(0, 1.15 * max(row.latency.p50_ms for row in report.measurements))
+        axes.set_xlim(0, 1.15 * max(latency(row).p50_ms for row in report.measurements))
         floor = 100 * report.measurements[0].accuracy.top1 - report.max_drop_points
         axes.axhline(floor, color=MUTED, linewidth=1, dashes=(4, 3))
         axes.margins(y=0.15)
@@ -65,7 +65,7 @@ def accuracy_against_latency(report: Report) -> str:
         _label_points(axes, report, floor)
 
     said = (
-        f"{row.name} {significant(row.latency.p50_ms)} ms and {100 * row.accuracy.top1:.2f} %"
+        f"{row.name} {significant(latency(row).p50_ms)} ms and {100 * row.accuracy.top1:.2f} %"
         for row in report.measurements
     )
     return svg(draw, height=340, name="accuracy-latency", label="Top-1 against p50 latency: " + "; ".join(said))
@@ -73,7 +73,7 @@ def accuracy_against_latency(report: Report) -> str:
 
 def _label_points(axes: Axes, report: Report, floor: float) -> None:
     """Write each label at the nearest place where it covers no point and no other label."""
-    places = [(row.latency.p50_ms, 100 * row.accuracy.top1) for row in report.measurements]
+    places = [(latency(row).p50_ms, 100 * row.accuracy.top1) for row in report.measurements]
     centres = [axes.transData.transform(place) for place in places]
     taken = [Bbox.from_extents(x - 7, y - 7, x + 7, y + 7) for x, y in centres]
     stops = sorted([0.0, *(x for x, _ in places)])
@@ -127,7 +127,7 @@ def latency_distributions(report: Report) -> str:
         axes.set_xscale("log")
         for row in report.measurements:
             colour, _, dashes = _style(report, row)
-            ordered = np.sort(row.latency.samples_ms)
+            ordered = np.sort(latency(row).samples_ms)
             share = np.arange(1, len(ordered) + 1) / len(ordered)
             width = 2.4 if row.name == report.chosen else 1.5
             axes.step(
@@ -137,10 +137,10 @@ def latency_distributions(report: Report) -> str:
                 color=colour,
                 linestyle=dashes,
                 linewidth=width,
-                label=f"{row.name}, p50 {significant(row.latency.p50_ms)} ms",
+                label=f"{row.name}, p50 {significant(latency(row).p50_ms)} ms",
             )
-        low = min(row.latency.min_ms for row in report.measurements)
-        high = max(float(np.quantile(row.latency.samples_ms, 0.995)) for row in report.measurements)
+        low = min(latency(row).min_ms for row in report.measurements)
+        high = max(float(np.quantile(latency(row).samples_ms, 0.995)) for row in report.measurements)
         _log_ticks(axes, 0.9 * low, 1.1 * high)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 0.9, 1], ["0", "25", "50", "75", "90", "100"])
         axes.set_ylim(0, 1.02)
@@ -149,7 +149,7 @@ def latency_distributions(report: Report) -> str:
         figure.legend(loc="outside lower center", ncols=2, fontsize=10)
 
     said = (
-        f"{row.name} p50 {significant(row.latency.p50_ms)}, p99 {significant(row.latency.p99_ms)} ms"
+        f"{row.name} p50 {significant(latency(row).p50_ms)}, p99 {significant(latency(row).p99_ms)} ms"
         for row in report.measurements
     )
     return svg(draw, height=340, name="latency", label="Latency distributions: " + "; ".join(said))
@@ -284,8 +284,13 @@ def class_changes(report: Report, changes: Sequence[ClassChange]) -> str:
 
 
 def stage_contributions(report: Report) -> str:
-    """From the original to the chosen file, step by step: p50, and the change of top-1 against the original."""
+    """From the original to the chosen file, step by step: p50, and the change of top-1 against the original.
+
+    Where latency was not measured, the size of the file stands in the place of p50.
+    """
     chain = lineage(report)
+    what, unit = ("file size", "MB") if report.not_measured else ("p50", "ms")
+    costs = [row.size_bytes / 1e6 if row.latency is None else row.latency.p50_ms for row in chain]
 
     def draw(figure: Figure) -> None:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.25, 1])
@@ -293,17 +298,18 @@ def stage_contributions(report: Report) -> str:
         right.grid(visible=True, axis="x")
         right.axvline(0, color=INK, linewidth=1)
         right.axvline(-report.max_drop_points, color=MUTED, linewidth=1, dashes=(4, 3))
-        longest = max(row.latency.p50_ms for row in chain)
-        for place, row in enumerate(chain):
+        for place, (row, cost) in enumerate(zip(chain, costs, strict=True)):
             colour, marker, _ = _style(report, row)
-            left.barh([place], [row.latency.p50_ms], height=0.55, color=colour)
-            _step_label(left, place, row, chain[place - 1] if place else None, longest)
+            left.barh([place], [cost], height=0.55, color=colour)
+            text = f"{significant(cost)} {unit}"
+            text += f", ÷{significant(costs[place - 1] / cost)}" if place else ""
+            _step_label(left, (cost, place), text, inside=cost > 0.5 * max(costs))
             change = row.change.change_points if row.change else Interval(estimate=0, low=0, high=0)
             right.errorbar([change.estimate], [place], xerr=_reach(change), fmt=marker, color=colour, capsize=3)
         left.set_yticks(range(len(chain)), [row.name for row in chain])
         left.set_ylim(len(chain) - 0.4, -0.7)
-        left.set_xlim(0, longest * 1.02)
-        left.set_xlabel("p50, ms")
+        left.set_xlim(0, max(costs) * 1.02)
+        left.set_xlabel(f"{what}, {unit}")
         right.set_xlabel("top-1 against original, points")
         right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
         right.xaxis.set_major_locator(MaxNLocator(5))
@@ -312,18 +318,14 @@ def stage_contributions(report: Report) -> str:
         right.spines["left"].set_visible(False)
         figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr, call-arg]
 
-    said = (f"{row.name} {significant(row.latency.p50_ms)} ms" for row in chain)
-    return svg(draw, height=90 + 40.0 * len(chain), name="stages", label="p50 after each step: " + ", ".join(said))
+    said = (f"{row.name} {significant(cost)} {unit}" for row, cost in zip(chain, costs, strict=True))
+    return svg(draw, height=90 + 40.0 * len(chain), name="stages", label=f"{what} after each step: " + ", ".join(said))
 
 
-def _step_label(axes: Axes, place: int, row: Measurement, before: Measurement | None, longest: float) -> None:
-    text = f"{significant(row.latency.p50_ms)} ms"
-    if before is not None:
-        text += f", ÷{significant(before.latency.p50_ms / row.latency.p50_ms)}"
-    inside = row.latency.p50_ms > 0.5 * longest
+def _step_label(axes: Axes, end: tuple[float, float], text: str, *, inside: bool) -> None:
     axes.annotate(
         text,
-        (row.latency.p50_ms, place),
+        end,
         (-5 if inside else 5, 0),
         textcoords="offset points",
         ha="right" if inside else "left",

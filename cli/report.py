@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tlc.cli import plots, wording
-from tlc.cli.wording import COLUMNS, Column
+from tlc.cli.wording import Column
 from tlc.runtime.artifact import write_text
 from tlc.runtime.report import Measurement, Report
 
@@ -43,7 +43,7 @@ def print_report(report: Report, console: Console) -> None:
     def put(text: str, style: str = "") -> None:
         console.print(Text(_encodable(wording.printable(text), console), style=style))
 
-    columns = list(COLUMNS)
+    columns = wording.columns(report)
     table = _table(report, columns, console)
     while len(columns) > 2 and _width(table, console) > console.width:
         columns.remove(max(columns, key=lambda column: column.rank))
@@ -51,6 +51,8 @@ def print_report(report: Report, console: Console) -> None:
     console.print(table)
     put(report.verdict, "bold")
     put(wording.budget_words(report), "green" if report.budget_met else "red")
+    if report.not_measured:
+        put(wording.not_measured_words(report), "yellow")
     for warning in report.warnings:
         put(f"warning: {warning}", "yellow")
 
@@ -82,6 +84,8 @@ def _encodable(text: str, console: Console) -> str:
 
 def _rounded(report: Report) -> Report:
     def latency(row: Measurement) -> Measurement:
+        if row.latency is None:
+            return row
         samples = [float(f"{sample:.{_SAMPLE_DIGITS}g}") for sample in row.latency.samples_ms]
         return row.model_copy(update={"latency": row.latency.model_copy(update={"samples_ms": samples})})
 
@@ -110,12 +114,12 @@ def _context(report: Report) -> dict[str, Any]:
         "report": report,
         "words": wording,
         "plots": plots,
-        "columns": COLUMNS,
+        "columns": wording.columns(report),
         "original": original,
         "chosen": chosen,
         "classes_changed": plots.changes_shown(change.per_class) if change else [],
         "scores": {row.name: {score.name: score for score in row.accuracy.per_class} for row in (original, chosen)},
-        "samples": len(original.latency.samples_ms),
+        "samples": len(original.latency.samples_ms) if original.latency else 0,
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tlc.runtime.report import Accuracy, ClassChange, Interval, Measurement, Report
+from tlc.runtime.report import Accuracy, ClassChange, Interval, LatencyRecord, LayerPrecisions, Measurement, Report
 
 _Z95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
 
@@ -139,13 +139,25 @@ class Column:
         return self.title, self.unit
 
 
-COLUMNS: tuple[Column, ...] = (
-    Column("p50", "ms", lambda row: significant(row.latency.p50_ms), 0),
-    Column("p90", "ms", lambda row: significant(row.latency.p90_ms), 5),
-    Column("p99", "ms", lambda row: significant(row.latency.p99_ms), 4),
-    Column("speed-up", "99 %", lambda row: times_interval(row.latency.speedup) if row.change else "1", 1),
+def latency(row: Measurement) -> LatencyRecord:
+    """Return the latency of a row of a report that measured it."""
+    assert row.latency is not None, "this report has no latencies"
+    return row.latency
+
+
+def columns(report: Report) -> list[Column]:
+    """Return the columns of the report's table; those of what was not measured are left out."""
+    return [column for column in _COLUMNS if not (report.not_measured and column.title in _MEASURED_THERE)]
+
+
+_MEASURED_THERE = ("p50", "p90", "p99", "speed-up", "memory")
+_COLUMNS: tuple[Column, ...] = (
+    Column("p50", "ms", lambda row: significant(latency(row).p50_ms), 0),
+    Column("p90", "ms", lambda row: significant(latency(row).p90_ms), 5),
+    Column("p99", "ms", lambda row: significant(latency(row).p99_ms), 4),
+    Column("speed-up", "99 %", lambda row: times_interval(latency(row).speedup) if row.change else "1", 1),
     Column("size", "file", lambda row: size(row.size_bytes), 3),
-    Column("memory", "peak", lambda row: size(row.peak_memory_bytes), 7),
+    Column("memory", "peak", lambda row: "–" if row.peak_memory_bytes is None else size(row.peak_memory_bytes), 7),
     Column("params", "", lambda row: count(row.parameters), 8),
     Column("MACs", "", lambda row: count(row.macs), 9),
     Column("top-1", "%", lambda row: percent(row.accuracy.top1), 0),
@@ -165,13 +177,36 @@ def agreement_cell(row: Measurement) -> str:
     return percent(row.agreement.top1_agreement) if row.agreement else "–"
 
 
-def speed_words(speedup: Interval) -> str:
-    """Return `4.41× faster`, or that no difference is distinguishable when the interval includes 1."""
+def speed_words(row: Measurement) -> str:
+    """Return `4.41× faster`, that no difference is distinguishable, or that it was not measured."""
+    if row.latency is None:
+        return "speed not measured"
+    speedup = row.latency.speedup
     if speedup.low > 1:
         return f"{significant(speedup.estimate)}× faster"
     if speedup.high < 1:
         return f"{significant(1 / speedup.estimate)}× slower"
     return "no change in speed distinguishable"
+
+
+def layer_words(layers: LayerPrecisions) -> str:
+    """Return `40 int8, 3 fp32`, the most frequent precision first."""
+    counts = sorted(layers.layers.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{number} {precision}" for precision, number in counts)
+
+
+def time_words(layers: LayerPrecisions) -> str:
+    """Return `int8 93 %, fp32 7 %`, the largest share first; a dash where the runtime does not tell."""
+    shares = sorted(layers.time_ratios.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{precision} {100 * ratio:.0f} %" for precision, ratio in shares) or "–"
+
+
+def not_measured_words(report: Report) -> str:
+    """Return why there are no latencies, and what gives them."""
+    return (
+        f"Latency on {report.target} was not measured: {report.not_measured} "
+        f"Build and time the files there: tlc build model.onnx --target {report.target}."
+    )
 
 
 def change_words(change: Interval) -> str:

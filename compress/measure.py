@@ -123,6 +123,7 @@ def measure(
                 latency=measured[candidate.name].record(
                     speedup(measured[original], measured[candidate.name], seed=timing.seed)
                 ),
+                layers=None,
                 accuracy=score(own, labels, classes),
                 change=None if candidate.name == original else accuracy_change(logits[original], own, labels, classes),
                 agreement=candidate.checked or agreement(logits[str(candidate.made_from)], own),

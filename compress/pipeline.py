@@ -271,6 +271,8 @@ class _Pipeline:
             ),
             data=self._data_record(),
             target=self.target.name,
+            runtime=f"onnxruntime {version('onnxruntime')}",
+            not_measured="",
             threads=self.target.threads,
             preprocess=self.plan.model.preprocess.model_dump(mode="json"),
             recipe=self.recipe.model_dump(mode="json"),

@@ -100,6 +100,17 @@ class Agreement(_Record):
     """Share of samples with the same arg-max."""
 
 
+class LayerPrecisions(_Record):
+    """What a built engine or compiled model says of its layers: proof that INT8 ran, and what reformatting it took."""
+
+    layers: dict[str, int]
+    """Layers by precision, such as `int8`, `fp16`, `fp32`."""
+    time_ratios: dict[str, float]
+    """Share of the time of one inference by precision; empty where the runtime does not tell."""
+    reformats: int
+    """Layers that only change the format of a tensor."""
+
+
 class Measurement(_Record):
     """One row: a file, what it costs, and what it gets right."""
 
@@ -115,9 +126,13 @@ class Measurement(_Record):
     parameters: int
     macs: int
     """Multiply-accumulate operations for one sample."""
-    peak_memory_bytes: int
-    """Peak resident memory of a fresh process that loads the file and runs it, over that of the empty process."""
-    latency: LatencyRecord
+    peak_memory_bytes: int | None
+    """Peak resident memory of a fresh process that loads the file and runs it, over that of the empty process. None
+    where the target's runtime is not here."""
+    latency: LatencyRecord | None
+    """None where the target's runtime is not here: another one's would say nothing about it."""
+    layers: LayerPrecisions | None
+    """Precisions that the runtime really runs in, as it says itself; None where it does not tell."""
     accuracy: Accuracy
     change: AccuracyChange | None
     """None for the original."""
@@ -171,6 +186,10 @@ class Report(_Record):
     model: ModelRecord
     data: DataRecord
     target: str
+    runtime: str
+    """The runtime in which every row ran, with its version: `onnxruntime 1.31.1`."""
+    not_measured: str
+    """Why latency and memory were not measured; empty where they were. Accuracy is measured in any case."""
     threads: int
     """Of the runtime, while latency and peak memory were measured."""
     preprocess: dict[str, Any]

@@ -17,6 +17,7 @@ from tlc.runtime.report import (
     DataRecord,
     Interval,
     LatencyRecord,
+    LayerPrecisions,
     Measurement,
     ModelRecord,
     Report,
@@ -48,8 +49,12 @@ def make_report(
     max_drop_points: float = 1.0,
     roc_auc: bool = True,
     seed: int = 0,
+    not_measured: str = "",
 ) -> Report:
-    """Return an invented report; `spread` is the latency's relative scatter, 0 for identical samples."""
+    """Return an invented report; `spread` is the latency's relative scatter, 0 for identical samples.
+
+    With a reason in `not_measured` it has no latencies, as that of a target whose runtime is elsewhere.
+    """
     names = [f"class {i:03d}" for i in range(classes)] if isinstance(classes, int) else list(classes)
     random = np.random.default_rng(seed)
     labels = np.arange(samples, dtype=np.int64) % len(names)
@@ -74,8 +79,11 @@ def make_report(
                 size_bytes=size_bytes,
                 parameters=parameters,
                 macs=macs,
-                peak_memory_bytes=size_bytes * 2 + 9_000_000,
-                latency=_latency(times["original"], times[name], first),
+                peak_memory_bytes=None if not_measured else size_bytes * 2 + 9_000_000,
+                latency=None if not_measured else _latency(times["original"], times[name], first),
+                layers=LayerPrecisions(layers={"int8": 40, "fp32": 3}, time_ratios={}, reformats=2)
+                if precision == "int8" and not not_measured
+                else None,
                 accuracy=accuracy,
                 change=None if first else _change(labels, predictions["original"], predictions[name], names),
                 agreement=None
@@ -104,7 +112,9 @@ def make_report(
             evaluation_samples=samples,
             skipped_files=["train/cat/broken.png"],
         ),
-        target="cpu-x86",
+        target="jetson-orin" if not_measured else "cpu-x86",
+        runtime="onnxruntime 1.31.0",
+        not_measured=not_measured,
         threads=1,
         preprocess={"size": [32, 32], "resize": None, "mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26]},
         recipe={"seed": 0, "student": "depth:0.5", "distill": {"epochs": 30, "lr": 0.1}, "prune": {"ratio": 0.25}},

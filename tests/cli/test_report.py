@@ -96,10 +96,10 @@ def test_the_json_reads_back_as_an_equal_report(files: dict[str, str]) -> None:
 def test_latency_samples_keep_six_digits_and_nothing_else_is_rounded(tmp_path: Path) -> None:
     report = make_report(rows=("original", "int8"), samples=200)
     first = report.measurements[0]
-    latency = first.latency.model_copy(update={"samples_ms": [1.23456789] * 320, "mean_ms": 1.23456789})
+    latency = wording.latency(first).model_copy(update={"samples_ms": [1.23456789] * 320, "mean_ms": 1.23456789})
     first = first.model_copy(update={"latency": latency})
     text = _written(report.model_copy(update={"measurements": [first, report.measurements[1]]}), tmp_path)
-    read = Report.model_validate_json(text["report.json"]).measurements[0].latency
+    read = wording.latency(Report.model_validate_json(text["report.json"]).measurements[0])
     assert set(read.samples_ms) == {1.23457}
     assert read.mean_ms == 1.23456789
 
@@ -114,9 +114,9 @@ def test_the_markdown_has_the_true_numbers(files: dict[str, str]) -> None:
     for row in report.measurements:
         line = next(line for line in text.splitlines() if line.startswith((f"| {row.name} ", f"| **{row.name}**")))
         cells = [cell.strip() for cell in line.split("|")]
-        assert cells[2] == wording.significant(row.latency.p50_ms)
+        assert cells[2] == wording.significant(wording.latency(row).p50_ms)
         assert cells[10] == f"{100 * row.accuracy.top1:.2f}"
-        assert cells[4 + 1] == ("1" if row.change is None else wording.times_interval(row.latency.speedup))
+        assert cells[4 + 1] == ("1" if row.change is None else wording.times_interval(wording.latency(row).speedup))
         assert len(cells) == 14
     for stage in report.stages:
         assert f"| {stage.name} | {stage.status} | {stage.reason} |" in text
@@ -198,7 +198,9 @@ def test_an_interval_around_nothing_is_called_no_change_distinguishable(tmp_path
 
 
 def test_a_slower_file_is_called_slower() -> None:
-    assert wording.speed_words(Interval(estimate=0.5, low=0.4, high=0.6)) == "2.00× slower"
+    row = make_report(rows=("original", "int8"), samples=200).measurements[1]
+    slower = wording.latency(row).model_copy(update={"speedup": Interval(estimate=0.5, low=0.4, high=0.6)})
+    assert wording.speed_words(row.model_copy(update={"latency": slower})) == "2.00× slower"
     assert wording.size_words(100, 150) == "1.50× larger"
 
 
@@ -278,8 +280,9 @@ def test_the_original_ships_when_nothing_was_worth_it(tmp_path: Path) -> None:
 
 
 def test_the_terminal_table_starts_with_the_original_and_marks_what_ships() -> None:
-    lines = _printed(make_report(), 160).splitlines()
-    assert lines[0].split() == [column.title.split()[0] for column in wording.COLUMNS[:-1]] + ["same", "top-1"]
+    report = make_report()
+    lines = _printed(report, 160).splitlines()
+    assert lines[0].split() == [column.title.split()[0] for column in wording.columns(report)[:-1]] + ["same", "top-1"]
     names = [line[:12].strip() for line in lines[2:7]]
     assert names == ["original", "student", "pruned", "fp16", "> int8"]
     assert lines[7].startswith("Invented verdict")
@@ -292,9 +295,30 @@ def test_a_narrow_terminal_gets_fewer_columns_but_whole_numbers(width: int) -> N
     lines = _printed(report, width).splitlines()
     assert max(map(len, lines)) <= width
     row = next(line for line in lines if line.startswith("> int8"))
-    assert wording.significant(report.measurements[-1].latency.p50_ms) in row
+    assert wording.significant(wording.latency(report.measurements[-1]).p50_ms) in row
     assert f"{100 * report.measurements[-1].accuracy.top1:.2f}" in row
     assert "…" not in "".join(lines[:7])
+
+
+def test_without_the_targets_runtime_no_form_shows_a_latency(tmp_path: Path) -> None:
+    report = make_report(samples=500, not_measured="TensorRT is not installed.")
+    text = _written(report, tmp_path)
+    page = "".join(_Page(text["report.html"]).words)
+    terminal = _printed(report, 160)
+    for form in (text["report.md"].replace("\\", ""), page, terminal):
+        assert "Latency on jetson-orin was not measured: TensorRT is not installed." in form
+        assert "tlc build model.onnx --target jetson-orin" in form
+        assert "p50, ms" not in form
+        assert "speed-up" not in form
+        assert "peak" not in form
+    assert page.count("Speed not measured") == 1
+    assert "file size after each step: original 3.62 MB" in text["report.html"]
+    assert Report.model_validate_json(text["report.json"]) == report
+
+
+def test_the_layers_of_a_built_file_are_shown(tmp_path: Path) -> None:
+    page = "".join(_Page(_written(make_report(samples=500), tmp_path)["report.html"]).words)
+    assert "40 int8, 3 fp32" in page
 
 
 def test_a_pipe_gets_no_colour_codes_and_ascii_gets_ascii() -> None:

@@ -87,6 +87,7 @@ def test_a_run_ends_with_measured_files_that_say_how_to_feed_them(finished: tupl
     for row in report.measurements:
         assert sha256_file(out / row.file) == row.sha256
         assert row.size_bytes == (out / row.file).stat().st_size
+        assert row.latency is not None
         assert len(row.latency.samples_ms) == 10
         preprocess, classes = read_metadata(out / row.file)
         assert preprocess is not None
@@ -219,6 +220,7 @@ def _row(name: str, p50_ms: float, correct: int) -> Measurement:
         parameters=1,
         macs=1,
         peak_memory_bytes=1,
+        layers=None,
         latency=LatencyRecord(
             samples_ms=[p50_ms], p50_ms=p50_ms, p90_ms=p50_ms, p99_ms=p50_ms, mean_ms=p50_ms, min_ms=p50_ms,
             throughput_per_s=1000 / p50_ms, speedup=speed,
@@ -254,6 +256,21 @@ def test_a_file_that_is_slower_than_another_does_not_ship_and_is_named() -> None
 
     assert (chosen.name, met) == ("student", True)
     assert "int8 was left out (its p50 is 0.8 ms, not below 0.5 ms)" in verdict(rows[0], chosen, rows[-1], 1.0)
+
+
+def test_without_latencies_the_last_file_within_the_budget_ships() -> None:
+    rows = [_row("original", 1.0, 100), _row("fp16", 0.5, 99), _row("int8", 0.8, 98)]
+    rows = [row.model_copy(update={"latency": None}) for row in rows]
+
+    chosen, met = choose(rows, 1.0)
+
+    assert (chosen.name, met) == ("fp16", False)
+    assert verdict(rows[0], chosen, rows[-1], 1.0).startswith("fp16 has 1.00x fewer multiply-accumulates")
+    assert choose(rows, 2.0)[0].name == "int8"
+    assert choose(rows, 0.0)[0].name == "original"
+    assert verdict(rows[0], rows[0], rows[-1], 0.5) == (
+        "Nothing beats the original within the budget: int8 loses 2.00 points of 0.5 allowed."
+    )
 
 
 def test_a_file_that_is_slower_than_the_original_does_not_ship() -> None:
