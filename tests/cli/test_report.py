@@ -77,7 +77,7 @@ def _with_change(report: Report, change: Interval, speedup: Interval) -> Report:
     last = last.model_copy(
         update={
             "change": last.change.model_copy(update={"change_points": change}),
-            "latency": last.latency.model_copy(update={"speedup": speedup}),
+            "latency": wording.latency(last).model_copy(update={"speedup": speedup}),
         }
     )
     return report.model_copy(update={"measurements": [*report.measurements[:-1], last]})
