@@ -1,7 +1,7 @@
 """Peak memory of a model in a process of its own.
 
 `python -m tlc.runtime.memory MODEL --threads N --runs R` loads and runs MODEL once in this process and prints one JSON
-object to stdout. `peak_memory_bytes` starts it and reads the answer.
+object to stdout; `--target JSON` runs it in that target's runtime. `peak_memory_bytes` starts it and reads the answer.
 """
 
 import argparse
@@ -15,20 +15,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tlc.runtime.errors import TlcError
-from tlc.runtime.session import OrtSession, zero_feeds
+from tlc.runtime.session import zero_feeds
+from tlc.runtime.sessions import import_runtime, open_session
+from tlc.runtime.target import Target
 
 _MODULE = "tlc.runtime.memory"  # not __name__, which is __main__ in the child
 _STATUS = Path("/proc/self/status")
 
 
-def peak_memory_bytes(model: Path, *, threads: int = 1, runs: int = 5) -> int:
+def peak_memory_bytes(model: Path, target: Target | None = None, *, threads: int = 1, runs: int = 5) -> int:
     """Return the peak resident memory that loading `model` and running it `runs` times adds to an empty process.
 
-    The process is fresh, has imported ONNX Runtime, and runs a batch of one, zeros of each input's dtype. The peak
-    includes what loading needs for a moment, and the pages of ONNX Runtime's library that only a session touches.
+    The process is fresh, has imported the runtime (the target's, or ONNX Runtime), and runs a batch of one, zeros of
+    each input's dtype. The peak includes what loading needs for a moment, and the pages of the runtime's library that
+    only a session touches; it does not include memory of a GPU of its own.
     Raises TlcError with the child's message when the model cannot be loaded or run, and when the system killed it.
     """
     command = [sys.executable, "-m", _MODULE, str(model.absolute()), "--threads", str(threads), "--runs", str(runs)]
+    if target is not None:
+        command += ["--target", target.model_dump_json()]
     # Safe path: a file in the working directory must not stand in for a module (Python 3.11 and later).
     env = {**os.environ, "PYTHONSAFEPATH": "1"}
     child = subprocess.run(command, capture_output=True, text=True, check=False, env=env)  # noqa: S603
@@ -71,11 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--target", type=Target.model_validate_json)
     options = parser.parse_args(arguments)
     answer: dict[str, int | str]
     try:
+        import_runtime(options.model, options.target)
         answer = {"empty_bytes": own_peak_bytes()}
-        with OrtSession(options.model, threads=options.threads) as session:
+        with open_session(options.model, options.target, threads=options.threads) as session:
             feeds = zero_feeds(session.inputs)
             for _ in range(options.runs):
                 session.run(feeds)

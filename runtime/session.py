@@ -1,6 +1,7 @@
-"""A model ready to run: `Session` is the role, `OrtSession` plays it with ONNX Runtime on the CPU."""
+"""A model ready to run: `Session` is the role, `OrtSession` plays it with ONNX Runtime."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,16 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as _ort_errors
 
 from tlc.runtime.errors import TlcError, UsageError
+from tlc.runtime.target import Provider
 from tlc.runtime.tensor import TensorSpec
+
+PROVIDERS: dict[Provider, tuple[str, str]] = {
+    "cpu": ("CPUExecutionProvider", "onnxruntime"),
+    "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
+    "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu"),
+    "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
+}
+"""ONNX Runtime's name of each execution provider, and the package whose build has it."""
 
 _ORT_ERRORS: tuple[type[Exception], ...] = (
     _ort_errors.EPFail,
@@ -27,6 +37,7 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (
     _ort_errors.NotImplemented,
     _ort_errors.RuntimeException,
 )
+_START_ERRORS: tuple[type[Exception], ...] = (*_ORT_ERRORS, RuntimeError)  # TensorRT's plug-ins raise the latter
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -34,6 +45,7 @@ _DTYPES = {
     **{f"tensor({name})": name for name in ("uint8", "uint16", "uint32", "uint64")},
 }
 _NO_DATA_FILE = ("External data", "cannot get file size")
+_WHAT_IS_MISSING = "What it printed above names what is missing; `tlc doctor` shows what this machine has."
 _NOT_ONNX = ("Protobuf parsing failed", "No graph was found", "ModelProto does not have a graph")
 _UNKNOWN_OP = ("No Op registered", "not a registered function/op", "is under development", "No opset import")
 
@@ -63,24 +75,28 @@ class Session(Protocol):
 
 
 class OrtSession:
-    """An ONNX file in ONNX Runtime's CPU provider: all graph optimisations, one operator after the other.
+    """An ONNX file in ONNX Runtime: all graph optimisations, one operator after the other.
 
-    `threads` work on one operator. Raises UsageError below one thread and TlcError for a file that is missing, broken,
-    or needs what this ONNX Runtime does not have.
+    `threads` work on one operator. `provider` runs every node: where it does not, because its libraries did not load or
+    it has no kernel, ONNX Runtime would run the rest on the CPU and say nothing; here that is an error, unless
+    `allow_cpu_nodes`. Numbers are those of the file: float32 is not computed in bfloat16 or TF32.
+
+    Raises UsageError below one thread and TlcError for a file that is missing, broken, or needs what this ONNX Runtime
+    does not have, for a provider that this ONNX Runtime lacks or cannot start, and for nodes left to the CPU.
     """
 
-    def __init__(self, path: Path, *, threads: int = 1) -> None:
-        if threads < 1:
-            raise UsageError(f"threads must be at least 1, got {threads}", hint="Give the number of cores to use.")
-        if not path.is_file():
-            raise TlcError(f"no model file at {path}", hint="Check the path.")
+    def __init__(
+        self, path: Path, *, threads: int = 1, provider: Provider = "cpu", allow_cpu_nodes: bool = False
+    ) -> None:
+        check_file(path, threads)
         self._path = path
-        self._session: Any = _opened(path, threads)
+        self._session: Any = _opened(path, threads, provider, allow_cpu_nodes)
+        self._placement = _placement(self._session)
         self._inputs = tuple(_spec(path, "input", arg) for arg in self._session.get_inputs())
         self._outputs = tuple(_spec(path, "output", arg) for arg in self._session.get_outputs())
         self._output_names = [spec.name for spec in self._outputs]
         # What the check before each run compares with, made once: it is inside every latency that is measured.
-        self._expected = {spec.name: (np.dtype(spec.dtype), spec) for spec in self._inputs}
+        self._expected = expected_feeds(self._inputs)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -92,6 +108,11 @@ class OrtSession:
         """Name, shape and dtype of each output, in the file's order."""
         return self._outputs
 
+    @property
+    def placement(self) -> dict[str, int] | None:
+        """Nodes of the file by the provider that runs them; None for the CPU, and before ONNX Runtime 1.24."""
+        return None if self._placement is None else dict(self._placement)
+
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return all outputs by name.
 
@@ -99,7 +120,7 @@ class OrtSession:
         """
         if self._session is None:
             raise RuntimeError(f"the session of {self._path} is closed")
-        self._check(feeds)
+        check_feeds(self._path, self._inputs, self._expected, feeds)
         try:
             values = self._session.run(self._output_names, feeds)
         except _ORT_ERRORS as error:
@@ -122,19 +143,39 @@ class OrtSession:
     ) -> None:
         self.close()
 
-    def _check(self, feeds: Mapping[str, NDArray[Any]]) -> None:
-        if feeds.keys() != self._expected.keys():
+
+Expected = dict[str, tuple[np.dtype[Any], TensorSpec]]
+
+
+def check_file(path: Path, threads: int) -> None:
+    """Raise UsageError below one thread, and TlcError where there is no file."""
+    if threads < 1:
+        raise UsageError(f"threads must be at least 1, got {threads}", hint="Give the number of cores to use.")
+    if not path.is_file():
+        raise TlcError(f"no model file at {path}", hint="Check the path.")
+
+
+def expected_feeds(inputs: Sequence[TensorSpec]) -> Expected:
+    """Return what `check_feeds` compares with, by input name."""
+    return {spec.name: (np.dtype(spec.dtype), spec) for spec in inputs}
+
+
+def check_feeds(
+    path: Path, inputs: Sequence[TensorSpec], expected: Expected, feeds: Mapping[str, NDArray[Any]]
+) -> None:
+    """Raise TlcError when a name, dtype or shape in `feeds` is not what the model at `path` takes."""
+    if feeds.keys() != expected.keys():
+        raise TlcError(
+            f"{path} takes {_listed(inputs)}, got {', '.join(feeds) or 'nothing'}",
+            hint="Feed exactly these inputs by name.",
+        )
+    for name, (dtype, spec) in expected.items():
+        array = feeds[name]
+        if array.dtype != dtype or not _fits(array.shape, spec.shape):
             raise TlcError(
-                f"{self._path} takes {_listed(self._inputs)}, got {', '.join(feeds) or 'nothing'}",
-                hint="Feed exactly these inputs by name.",
+                f"{path}: {_listed((spec,))} expected, got {array.dtype} {list(array.shape)}",
+                hint="Prepare the input with the preprocessing that is recorded beside the model.",
             )
-        for name, (dtype, spec) in self._expected.items():
-            array = feeds[name]
-            if array.dtype != dtype or not _fits(array.shape, spec.shape):
-                raise TlcError(
-                    f"{self._path}: {_listed((spec,))} expected, got {array.dtype} {list(array.shape)}",
-                    hint="Prepare the input with the preprocessing that is recorded beside the model.",
-                )
 
 
 def zero_feeds(inputs: Sequence[TensorSpec]) -> dict[str, NDArray[Any]]:
@@ -145,7 +186,13 @@ def zero_feeds(inputs: Sequence[TensorSpec]) -> dict[str, NDArray[Any]]:
     }
 
 
-def _opened(path: Path, threads: int) -> Any:
+def _opened(path: Path, threads: int, provider: Provider, allow_cpu_nodes: bool) -> Any:
+    name, package = PROVIDERS[provider]
+    if name not in ort.get_available_providers():
+        raise TlcError(
+            f"this ONNX Runtime {ort.__version__} has no {name}, only {', '.join(ort.get_available_providers())}",
+            hint=f"Put the build that has it in its place: pip uninstall onnxruntime, then pip install {package}.",
+        )
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -155,11 +202,68 @@ def _opened(path: Path, threads: int) -> Any:
     options.log_severity_level = 4
     # Workers stop spinning when a run returns, so they cannot steal time from the next session in an interleaved run.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if provider == "cpu":
+        return _loaded(path, options, [name])
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if not allow_cpu_nodes and not _RECORDS_PLACEMENT:
+        # Makes a session with a node on the CPU an error, in fewer words than a count of them has.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    session = _loaded(path, options, [(name, _provider_options(path, provider, threads))])
+    if name not in session.get_providers():
+        raise TlcError(
+            f"ONNX Runtime {ort.__version__} could not start {name}, and would run {path} on the CPU instead",
+            hint=_WHAT_IS_MISSING,
+        )
+    left = [node.op_type for part in _parts(session) if part.ep_name != name for node in part.get_nodes()]
+    if left and not allow_cpu_nodes:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(left).most_common(5))
+        total = sum(len(part.get_nodes()) for part in _parts(session))
+        raise TlcError(
+            f"{name} leaves {len(left)} of {total} nodes of {path} to the CPU: {kinds}",
+            hint="A latency of that mixture is not the provider's; choose another target, or export without them.",
+        )
+    return session
+
+
+_RECORDS_PLACEMENT = hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")
+"""From ONNX Runtime 1.24 on."""
+
+
+def _loaded(path: Path, options: ort.SessionOptions, providers: list[Any]) -> Any:
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except _ORT_ERRORS as error:
+        # Without enable_fallback=0, a provider that fails while it starts is replaced by the CPU.
+        return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+    except _START_ERRORS as error:
         detail = _detail(error)
         raise TlcError(f"ONNX Runtime {ort.__version__} cannot load {path}: {detail}", hint=_hint(detail)) from error
+
+
+def _provider_options(path: Path, provider: Provider, threads: int) -> dict[str, str]:
+    """Return what makes a provider compute in the file's own precisions, on the threads given.
+
+    https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#use_tf32
+    https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html
+    https://onnxruntime.ai/docs/execution-providers/OpenVINO-ExecutionProvider.html
+    """
+    if provider == "cuda":
+        return {"use_tf32": "0"}
+    if provider == "tensorrt":
+        # TensorRT reads Q/DQ nodes only with INT8 enabled. Operator names stand in the file as they are.
+        return {"trt_int8_enable": "1"} if b"DequantizeLinear" in path.read_bytes() else {}
+    return {"device_type": "CPU", "precision": "FP32", "num_of_threads": str(threads), "num_streams": "1"}
+
+
+def _parts(session: Any) -> list[Any]:
+    return list(session.get_provider_graph_assignment_info()) if _RECORDS_PLACEMENT else []
+
+
+def _placement(session: Any) -> dict[str, int] | None:
+    if session.get_providers() == ["CPUExecutionProvider"] or not _RECORDS_PLACEMENT:
+        return None
+    counts: Counter[str] = Counter()
+    for part in _parts(session):
+        counts[part.ep_name] += len(part.get_nodes())
+    return dict(counts)
 
 
 def _detail(error: Exception) -> str:
@@ -178,6 +282,10 @@ def _hint(detail: str) -> str:
         return "Export with a lower opset and without custom operators, or upgrade onnxruntime."
     if "Could not find an implementation" in detail:
         return "The CPU has no kernel for that operator at that type: keep it in float32, or upgrade onnxruntime."
+    if "assigned to the default CPU EP" in detail:
+        return "The provider lacks some of its operators: choose another target, or export without them."
+    if "GPU requirements" in detail:
+        return _WHAT_IS_MISSING
     if any(sign in detail for sign in _NO_DATA_FILE):
         return "Put the model's data file beside it, under the name that it was saved with."
     return "Check the file with onnx.checker.check_model(path, full_check=True), and export it again."

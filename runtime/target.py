@@ -16,6 +16,10 @@ else:
     import tomli as tomllib
 
 
+Provider = Literal["cpu", "cuda", "tensorrt", "openvino"]
+"""ONNX Runtime's execution providers that sessions are made of."""
+
+
 class TensorRT(BaseModel):
     """What a device's TensorRT is and has."""
 
@@ -68,7 +72,7 @@ class Target(BaseModel):
     """Python on the device, such as "3.10"; "" where any will do."""
     source: str
     """Where these facts are from."""
-    provider: Literal["cpu", "cuda", "tensorrt", "openvino"] = "cpu"
+    provider: Provider = "cpu"
     """Execution provider, for the runtime `onnxruntime` only."""
     tensorrt: TensorRT | None = None
     """For the runtime `tensorrt` only."""
