@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from tlc.cli.compress import compress_command, demo_command, init_command
+from tlc.cli.doctor import doctor_command
 from tlc.cli.inspect import inspect_command
 from tlc.cli.steps import distill_command, eval_command, export_command, prune_command, quantize_command
 from tlc.cli.targets import targets_command
@@ -59,6 +60,7 @@ for command in (
     eval_command,
     init_command,
     targets_command,
+    doctor_command,
     demo_command,
 ):
     main.add_command(command)

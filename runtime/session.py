@@ -13,16 +13,8 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as _ort_errors
 
 from tlc.runtime.errors import TlcError, UsageError
-from tlc.runtime.target import Provider
+from tlc.runtime.target import PROVIDERS, Provider
 from tlc.runtime.tensor import TensorSpec
-
-PROVIDERS: dict[Provider, tuple[str, str]] = {
-    "cpu": ("CPUExecutionProvider", "onnxruntime"),
-    "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
-    "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu"),
-    "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
-}
-"""ONNX Runtime's name of each execution provider, and the package whose build has it."""
 
 _ORT_ERRORS: tuple[type[Exception], ...] = (
     _ort_errors.EPFail,

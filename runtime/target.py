@@ -18,6 +18,13 @@ else:
 
 Provider = Literal["cpu", "cuda", "tensorrt", "openvino"]
 """ONNX Runtime's execution providers that sessions are made of."""
+PROVIDERS: dict[Provider, tuple[str, str]] = {
+    "cpu": ("CPUExecutionProvider", "onnxruntime"),
+    "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
+    "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu"),
+    "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
+}
+"""ONNX Runtime's name of each execution provider, and the package whose build has it."""
 
 
 class TensorRT(BaseModel):

@@ -11,7 +11,8 @@ from onnx import helper
 
 from tlc.runtime import session as module
 from tlc.runtime.errors import TlcError
-from tlc.runtime.session import PROVIDERS, OrtSession
+from tlc.runtime.session import OrtSession
+from tlc.runtime.target import PROVIDERS
 
 X = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
 
