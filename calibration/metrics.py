@@ -107,6 +107,22 @@ def agreement(reference: Logits, candidate: Logits) -> Agreement:
     )
 
 
+def sqnr_db(reference: NDArray[np.generic], candidate: NDArray[np.generic]) -> float:
+    """Return the signal-to-quantisation-noise ratio, 10 log10(sum r^2 / sum (r - c)^2), in dB; infinite without noise.
+
+    >>> round(sqnr_db(np.array([3.0, 4.0]), np.array([3.0, 4.5])), 6)
+    20.0
+    """
+    if reference.shape != candidate.shape:
+        raise ValueError(f"outputs of shape {candidate.shape} against {reference.shape}")
+    signal, other = reference.astype(np.float64), candidate.astype(np.float64)
+    noise = float(((signal - other) ** 2).sum())
+    power = float((signal**2).sum())
+    if noise == 0:
+        return float("inf")
+    return float(10 * np.log10(power / noise)) if power > 0 else float("-inf")
+
+
 def _rank(logits: Logits, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return how many classes each sample puts before its true one, (N,); ties go to the lower class."""
     own = logits[np.arange(len(labels)), labels][:, None]

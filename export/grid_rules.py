@@ -14,7 +14,7 @@ from tlc.export.view import WEIGHTED, View, attribute
 from tlc.export.violation import Violation, broken
 from tlc.runtime.target import TensorRT
 
-_HALF_RANGE = 64
+HALF_RANGE = 64
 _TYPES_FROM: dict[int, tuple[int, int]] = {
     TensorProto.INT8: (8, 2),
     TensorProto.FLOAT8E4M3FN: (8, 6),
@@ -124,7 +124,7 @@ def weights(view: View, device: TensorRT) -> Iterator[Violation]:
                 "QuantizeLinear and a DequantizeLinear",
                 "Store float32 weights and put a QuantizeLinear in front.",
             )  # fmt: skip
-        if node.op_type == "DequantizeLinear" and _largest(view, node) <= _HALF_RANGE:
+        if node.op_type == "DequantizeLinear" and _largest(view, node) <= HALF_RANGE:
             yield broken(
                 node, "half-range-weights", "wrong",
                 f"its weights use {int(_largest(view, node))} of 127 steps, a guard against 16-bit sums on old CPUs "
@@ -209,7 +209,10 @@ def integers(view: View, node: onnx.NodeProto) -> "np.typing.NDArray[np.float64]
         return value.astype(np.float64)
     shape = [1] * value.ndim
     if scale.size > 1:
-        shape[attribute(node, "axis", 1)] = -1
+        axis = attribute(node, "axis", 1)
+        if scale.size != value.shape[axis]:
+            return None
+        shape[axis] = -1
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.clip(np.rint(value.astype(np.float64) / scale.astype(np.float64).reshape(shape)), -128, 127)
 
