@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def graph_stats(path: Path) -> GraphStats:
     ops = Counter(node.op_type for node in model.graph.node).most_common()
     return GraphStats(
         parameters=_parameters(model.graph),
-        macs=_macs(model, specs[0]),
+        macs=_macs(model),
         ops=dict(sorted(ops, key=lambda entry: (-entry[1], entry[0]))),
         inputs=specs[0],
         outputs=specs[1],
@@ -59,9 +59,9 @@ def _parameters(graph: onnx.GraphProto) -> int:
     return sum(math.prod(tensor.dims) for tensor in (*tensors, *constants) if tensor.data_type in _WEIGHT_TYPES)
 
 
-def _macs(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...]) -> int:
+def _macs(model: onnx.ModelProto) -> int:
     nodes = [node for node in model.graph.node if node.op_type in _COUNTED]
-    shapes = _shapes_at_batch_one(model, nodes, inputs)
+    shapes = shapes_at_batch_one(model, {name for node in nodes for name in (*node.input[:2], node.output[0])})
     return sum(_node_macs(node, shapes) for node in nodes)
 
 
@@ -76,27 +76,26 @@ def _node_macs(node: onnx.NodeProto, shapes: Shapes) -> int:
     return math.prod(out) * left[-2 if transposed else -1]
 
 
-def _shapes_at_batch_one(
-    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], inputs: tuple[TensorSpec, ...]
-) -> dict[str, tuple[int, ...]]:
-    """Shapes of what `nodes` read and write, from one run on zeros with symbolic dimensions at 1.
+def shapes_at_batch_one(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the named tensors, from one run on zeros with symbolic dimensions at 1.
 
     Shape inference gives up behind reshapes that compute with the batch size, as Swin's windows do.
     """
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    inputs = [_spec(value) for value in model.graph.input]
     shapes |= {spec.name: tuple(size if isinstance(size, int) else 1 for size in spec.shape) for spec in inputs}
-    wanted = {name for node in nodes for name in (*node.input[:2], node.output[0])} - shapes.keys()
+    wanted = sorted(set(names) - shapes.keys())
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     del probe.graph.output[:]
-    probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in sorted(wanted))
+    probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     session: Any = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feeds = {spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in inputs}
-    found = session.run(sorted(wanted), feeds) if wanted else []
-    return shapes | {name: value.shape for name, value in zip(sorted(wanted), found, strict=True)}
+    found = session.run(wanted, feeds) if wanted else []
+    return shapes | {name: value.shape for name, value in zip(wanted, found, strict=True)}
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
