@@ -21,10 +21,11 @@ FEWEST_CHANNELS = 16
 INTEGER_READERS = frozenset(
     {
         *("Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "GlobalAveragePool", "LeakyRelu", "MaxPool"),
-        *("Mul", "Relu", "Resize", "Sub"),
+        *("Mul", "ReduceMean", "Relu", "Resize", "Sub"),
     }
 )
-"""Operators beside the weighted ones that run on integers, or pass them on."""
+"""Operators beside the weighted ones that run on integers, or pass them on. onnx-tensorrt makes GlobalAveragePool a
+reduction (globalPoolingHelper), so ReduceMean, which torch writes for it, is the same layer."""
 
 
 def before_activation(view: View, _device: TensorRT) -> Iterator[Violation]:
@@ -107,12 +108,11 @@ def skip_branch(view: View, node: onnx.NodeProto) -> str | None:
         if (layer := view.layer_behind(name)) is not None
         and layer.op_type in ("Conv", "ConvTranspose")
         and view.is_quantised(layer)
+        # Only what nothing else reads can be fused with the addition: ConvNeXt adds to a convolution's output what was
+        # computed from it.
+        and len(view.readers(name)) == 1
     ]
-    if not ends or node.input[0] == node.input[1]:
-        return None
-    # Where both branches end in a convolution, the one that only the addition reads can be fused with it.
-    alone = [index for index in ends if len(view.readers(node.input[index])) == 1]
-    return str(node.input[1 - (alone or ends)[0]])
+    return str(node.input[1 - ends[0]]) if ends else None
 
 
 def pooling(view: View, _device: TensorRT) -> Iterator[Violation]:
