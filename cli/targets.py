@@ -6,7 +6,8 @@ import click
 @click.command("targets", short_help="List the devices that tlc can compress for.")
 @click.argument("names", nargs=-1, metavar="[TARGET]...")
 @click.option("--json", "as_json", is_flag=True, help="Print every fact of every target as JSON.")
-def targets_command(names: tuple[str, ...], as_json: bool) -> None:
+@click.option("--toml", "as_toml", is_flag=True, help="Print one built-in target as a file to change.")
+def targets_command(names: tuple[str, ...], as_json: bool, as_toml: bool) -> None:
     """List the devices that tlc can compress for, and what this machine can do with each.
 
     TARGET is a name or a FILE.toml of your own; without one, all built-in targets are listed.
@@ -17,8 +18,13 @@ def targets_command(names: tuple[str, ...], as_json: bool) -> None:
     import json
 
     from tlc.runtime.capability import missing, missing_to_compress, this_machine
-    from tlc.runtime.target import load_target, target_names
+    from tlc.runtime.target import load_target, target_names, target_toml
 
+    if as_toml:
+        if len(names) != 1:
+            raise click.UsageError(f"--toml takes one target, got {len(names)}.")
+        click.echo(target_toml(names[0]), nl=False)
+        return
     targets = [load_target(name) for name in names or target_names()]
     machine = this_machine()
     cannot_run = {target.name: missing(target, machine) for target in targets}

@@ -1,9 +1,10 @@
 """Devices to compress for, as data: `targets.toml`, or a file of the user's own."""
 
+import json
 import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -36,12 +37,12 @@ class TensorRT(BaseModel):
     """Release on the device, `major.minor`: it decides what the parser accepts and how engines are built."""
     max_opset: int = Field(ge=9)
     """Newest ONNX opset that its parser reads."""
-    sm: list[str] = Field(min_length=1)
+    sm: list[Annotated[str, Field(pattern=r"^\d+\.\d$")]] = Field(min_length=1)
     """Compute capabilities of the GPUs meant, such as "8.7"."""
     workspace_bytes: int = Field(ge=2**20)
     """Scratch memory that the builder may use at most; less where less is free."""
     dla_cores: int = Field(ge=0, le=2)
-    """Deep Learning Accelerators that this release can build for."""
+    """Deep Learning Accelerators of the module that this release can build for."""
 
     @property
     def release(self) -> tuple[int, int]:
@@ -82,7 +83,7 @@ class Target(BaseModel):
     provider: Provider = "cpu"
     """Execution provider, for the runtime `onnxruntime` only."""
     tensorrt: TensorRT | None = None
-    """For the runtime `tensorrt` only."""
+    """Where TensorRT runs the files: by the runtime or the provider of that name."""
 
 
 def load_target(name_or_file: str, *, flags: frozenset[str] | None = None) -> Target:
@@ -106,24 +107,46 @@ def load_target(name_or_file: str, *, flags: frozenset[str] | None = None) -> Ta
         python = ""
         source = "measured 2026-11-20"
 
-    Raises UsageError for an unknown name, and for a file that is missing, not TOML, or has a wrong, unknown or missing
-    key.
+    and, where TensorRT runs the files, those of `TensorRT` in a table `[tensorrt]` below them.
+
+    Raises UsageError for an unknown name, and for a file that is missing, not TOML, has a wrong, unknown or missing
+    key, or keys that contradict each other.
     """
     built_in = _built_in()
     if name_or_file in built_in:
         return _validated({"name": name_or_file, **built_in[name_or_file]}, f"target {name_or_file}", flags)
     path = Path(name_or_file)
     if path.suffix.lower() != ".toml" and not path.is_file():
-        raise UsageError(
-            f"unknown target {name_or_file!r}; known: {', '.join(built_in)}",
-            hint="Choose one of them, or describe your device in a file: --target FILE.toml",
-        )
+        raise _unknown(name_or_file)
     return _validated(_read(path), f"target file {path}", flags)
 
 
 def target_names() -> tuple[str, ...]:
     """Return the names of the built-in targets."""
     return tuple(_built_in())
+
+
+def target_toml(name: str) -> str:
+    """Return the built-in target of that name as the text of a file that `load_target` reads: one to change.
+
+    Raises UsageError for an unknown name.
+    """
+    if name not in target_names():
+        raise _unknown(name)
+    table = {"name": name, **_built_in()[name]}
+    nested = table.pop("tensorrt", None)
+    # A JSON string, list, number or boolean is a TOML one too.
+    lines = [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+    if nested is not None:
+        lines += ["", "[tensorrt]", *(f"{key} = {json.dumps(value)}" for key, value in nested.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _unknown(name: str) -> UsageError:
+    return UsageError(
+        f"unknown target {name!r}; known: {', '.join(target_names())}",
+        hint="Choose one of them, or describe your device in a file: --target FILE.toml",
+    )
 
 
 def _built_in() -> dict[str, dict[str, Any]]:
@@ -161,18 +184,38 @@ def _validated(table: dict[str, Any], place: str, flags: frozenset[str] | None) 
             for item in error.errors(include_url=False)
         )
         raise UsageError(f"{place}: {problems}", hint="Correct the value.") from error
-    if (target.runtime == "tensorrt") != (target.tensorrt is not None):
-        without = "without" if target.tensorrt is None else "with"
-        raise UsageError(
-            f"{place}: runtime = {target.runtime!r} {without} a tensorrt table",
-            hint="A [tensorrt] table belongs to the runtime 'tensorrt', and to no other.",
-        )
+    _check_consistent(target, place)
+    return target
+
+
+def _check_consistent(target: Target, place: str) -> None:
     if target.provider != "cpu" and target.runtime != "onnxruntime":
         raise UsageError(
             f"{place}: provider = {target.provider!r} with runtime = {target.runtime!r}",
             hint="A provider belongs to the runtime 'onnxruntime'; leave it out.",
         )
-    return target
+    library = target.runtime if target.provider == "cpu" else target.provider
+    if (library == "tensorrt") != (target.tensorrt is not None):
+        without = "without" if target.tensorrt is None else "with"
+        raise UsageError(
+            f"{place}: runtime = {target.runtime!r}, provider = {target.provider!r} {without} a tensorrt table",
+            hint="A [tensorrt] table belongs to the runtime or provider 'tensorrt', and to no other.",
+        )
+    contracts = _CONTRACTS.get(library, ("ort-u8s8", "ort-s8s8"))
+    if target.contract not in contracts:
+        raise UsageError(
+            f"{place}: contract = {target.contract!r} with {library}, which takes {' or '.join(contracts)}",
+            hint="The contract is that of the library which runs the files.",
+        )
+    if target.tensorrt is not None and target.opset > target.tensorrt.max_opset:
+        raise UsageError(
+            f"{place}: opset = {target.opset} is above tensorrt.max_opset = {target.tensorrt.max_opset}",
+            hint="Lower opset to what the device's parser reads.",
+        )
+
+
+_CONTRACTS = {"tensorrt": ("tensorrt",), "openvino": ("openvino",)}
+"""Quantised graphs that a library takes; ONNX Runtime's own kernels take either of its two."""
 
 
 def _keys(names: list[str]) -> str:

@@ -173,3 +173,10 @@ def test_targets_as_json_have_every_fact(monkeypatch: pytest.MonkeyPatch) -> Non
         assert row == load_target(row["name"]).model_dump(mode="json")
         assert here["cannot_compress"] is None
         assert (here["cannot_run"] is None) == (row["runtime"] != "tensorrt")
+
+
+def test_a_target_is_printed_as_a_file_to_change(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["targets", "jetson-orin", "--toml"])
+    (tmp_path / "robot.toml").write_text(result.stdout)
+    assert load_target(str(tmp_path / "robot.toml")) == load_target("jetson-orin")
+    assert "--toml takes one target, got 0" in CliRunner().invoke(main, ["targets", "--toml"]).stderr
