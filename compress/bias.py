@@ -74,8 +74,8 @@ def _layers(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [
         node
         for node in model.graph.node
-        if (node.op_type in ("Conv", "ConvTranspose", "Gemm") or _bias_of_product(model, node))
-        and set(node.input[:2]) <= dequantized
+        if set(node.input[:2]) <= dequantized
+        and (node.op_type in ("Conv", "ConvTranspose", "Gemm") or _bias_of_product(model, node) is not None)
     ]
 
 
@@ -142,18 +142,17 @@ def _add_to_biases(model: onnx.ModelProto, shifts: Shifts) -> None:
     for node in model.graph.node:
         if node.name not in shifts:
             continue
-        owner = _bias_of_product(model, node) or node
-        position = 2
-        if owner is not node:
-            position = next(i for i, name in enumerate(owner.input) if name in constants)
-        bias = numpy_helper.to_array(constants[owner.input[position]]) if len(owner.input) > position else 0
-        corrected = (bias + shifts[node.name]).astype(np.float32)
-        name = f"{node.name}_corrected_bias"
-        if len(owner.input) > position:
-            owner.input[position] = name
-        else:
-            owner.input.append(name)
-        if name in constants:  # corrected again
-            constants[name].CopyFrom(numpy_helper.from_array(corrected, name))
-        else:
-            model.graph.initializer.append(numpy_helper.from_array(corrected, name))
+        adder = _bias_of_product(model, node)
+        owner = adder or node
+        position = 2 if adder is None else next(i for i, name in enumerate(adder.input) if name in constants)
+        if len(owner.input) == position:
+            owner.input.append("")
+        old = constants.get(owner.input[position])
+        bias = 0 if old is None else numpy_helper.to_array(old)
+        owner.input[position] = f"{node.name}_corrected_bias"
+        corrected = numpy_helper.from_array((bias + shifts[node.name]).astype(np.float32), owner.input[position])
+        model.graph.initializer.append(corrected)
+    read = {name for node in model.graph.node for name in node.input}
+    kept = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in read}  # the corrected, if twice
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept.values())

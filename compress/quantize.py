@@ -1,10 +1,10 @@
-"""Static INT8 quantisation of a float ONNX file by NNCF, and the search for what to leave in float."""
+"""Static INT8 quantisation of a float ONNX file as the target wants it, and the search for what to leave in float."""
 
 import fnmatch
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,9 @@ from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from tlc.compress.bias import correct_biases, correct_biases_in_order
 from tlc.compress.sensitivity import LayerNoise, layer_noise, tensor_ranges
+from tlc.export.placement import place, quantized_tensors
 from tlc.export.qdq import (
     carry_through,
     float_convolution_outputs,
@@ -32,6 +34,8 @@ from tlc.runtime.target import Target
 FEWEST_SAMPLES = 16
 """Below it, the range of an activation depends on which pictures were drawn."""
 _RANKING_SAMPLES = 32
+_IN_ORDER_SAMPLES = 64
+"""Of each pass when biases are corrected in order, which takes a pass per layer."""
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 _NNCF_REFUSALS = (
@@ -53,7 +57,8 @@ class QuantizeSettings(BaseModel):
     samples: int = Field(default=300, ge=FEWEST_SAMPLES)
     """Calibration images at most; all there are if fewer."""
     preset: Literal["performance", "mixed"] = "performance"
-    """`mixed` gives activations of both signs a grid of their own zero point instead of a symmetric one."""
+    """`mixed` gives activations of both signs a grid of their own zero point instead of a symmetric one. TensorRT has
+    none."""
     bias_correction: Literal["fast", "accurate", "off"] = "fast"
     """Makes up for the shift that rounding puts on each layer's mean output; `accurate` is slower."""
     ignored: tuple[str, ...] = ()
@@ -114,49 +119,73 @@ def quantize_onnx(
 
     The same inputs give the same bytes. Memory does not grow with `count`.
 
+    For ONNX Runtime and OpenVINO the quantisers are NNCF's; for ONNX Runtime `tlc.export.qdq` moves them. For TensorRT
+    `tlc.export.placement` places them, with ranges from the largest values of all samples.
+
     Args:
         float_onnx: made by `onnx_from_torch`.
         out: file to write.
         samples: (1, C, H, W) float32 each; iterated from the start several times, so no generator.
         count: how many of them to use.
-        target: decides the type of activations and whether weights use 7 bits.
+        target: decides where quantisers stand, the type of activations and whether weights use 7 bits.
         settings: see `QuantizeSettings`.
         ignored: names of nodes that stay in float, beyond the patterns in `settings`.
         on_progress: called with the number of the sample in the current pass over them, and `count`.
 
     Raises:
-        UsageError: a pattern of `settings.ignored` matches no layer.
-        TlcError: NNCF cannot quantise the graph.
+        UsageError: a pattern of `settings.ignored` matches no layer; the target does not do `settings.preset`.
+        TlcError: the target has no INT8 arithmetic; NNCF cannot quantise the graph.
 
     """
     if iter(samples) is samples:
         raise TypeError("samples must be iterable more than once, not an iterator")
+    check_target(target, settings)
     model = onnx.load(float_onnx)
     excluded = [*matching_layers(model, settings.ignored), *ignored]
-    try:
-        with quiet():
-            stream = _Stream(samples, count, on_progress)
-            quantized = _quantized(model, stream, target, settings, excluded)
-    except TlcError:
-        raise
-    except (
-        nncf.InternalError,
-        nncf.ValidationError,
-        nncf.UnsupportedModelError,
-        nncf.UnsupportedBackendError,
-    ) as error:
-        raise TlcError(
-            f"NNCF cannot quantise {float_onnx.name}: {error}",
-            hint="Leave quantisation out, or name the layer in the recipe's quantize.ignored.",
-        ) from error
-    if names := float_convolution_outputs(quantized):
-        quantize_tensors(quantized, tensor_ranges(float_onnx, names, stream))
-        quantize_sigmoids(quantized)
-    set_activation_type(quantized, "uint8" if target.contract == "ort-u8s8" else "int8")
-    carry_through(quantized)
+    stream = _Stream(samples, count, on_progress)
+    if target.contract == "tensorrt":
+        ranges = tensor_ranges(float_onnx, quantized_tensors(model, ignored=excluded), stream, over_samples="extreme")
+        quantized = place(model, target, ranges, ignored=excluded)
+        if settings.bias_correction == "fast":
+            correct_biases(model, quantized, stream)
+        elif settings.bias_correction == "accurate":
+            correct_biases_in_order(model, quantized, replace(stream, count=min(count, _IN_ORDER_SAMPLES)))
+    else:
+        quantized = _by_nncf(model, stream, target, settings, excluded, name=float_onnx.name)
+        if target.contract != "openvino":
+            _fit_onnx_runtime(quantized, float_onnx, stream, target)
     quantized.ClearField("metadata_props")
     onnx.checker.check_model(quantized, full_check=True)
     write_bytes(out, quantized.SerializeToString(deterministic=True))
+
+
+def check_target(target: Target, settings: QuantizeSettings) -> None:
+    """Check that the target can do what the settings ask for.
+
+    Raises:
+        UsageError: `preset = "mixed"` for TensorRT.
+        TlcError: the target has no INT8 arithmetic.
+
+    """
+    if "int8" not in target.precisions:
+        raise TlcError(
+            f"target {target.name} has no INT8 arithmetic: {', '.join(target.precisions)}",
+            hint="Leave quantisation out; its float16 file is the small one.",
+        )
+    if target.contract == "tensorrt" and settings.preset == "mixed":
+        raise UsageError(
+            f"quantize.preset = 'mixed' needs zero points other than 0, which {target.name} (TensorRT) does not take",
+            hint="Leave quantize.preset at 'performance' for this target.",
+        )
+
+
+def _fit_onnx_runtime(quantized: onnx.ModelProto, float_onnx: Path, stream: "_Stream", target: Target) -> None:
+    """Move NNCF's quantisers to where ONNX Runtime fuses them, and give activations the target's type."""
+    if names := float_convolution_outputs(quantized):
+        quantize_tensors(quantized, tensor_ranges(float_onnx, names, stream, over_samples="mean"))
+        quantize_sigmoids(quantized)
+    set_activation_type(quantized, "uint8" if target.contract == "ort-u8s8" else "int8")
+    carry_through(quantized)
 
 
 def quantize_within_budget(
@@ -265,27 +294,43 @@ def _steps(limit: int) -> list[int]:
     return steps
 
 
-def _quantized(
-    model: onnx.ModelProto, stream: "_Stream", target: Target, settings: QuantizeSettings, excluded: Sequence[str]
+def _by_nncf(
+    model: onnx.ModelProto,
+    stream: "_Stream",
+    target: Target,
+    settings: QuantizeSettings,
+    excluded: Sequence[str],
+    *,
+    name: str,
 ) -> onnx.ModelProto:
+    """Return what NNCF makes of the model, placed for OpenVINO."""
     attention = any(node.op_type == "LayerNormalization" for node in model.graph.node) and any(
         node.op_type == "Softmax" for node in model.graph.node
     )
-    quantized: onnx.ModelProto = nncf.quantize(
-        model,
-        nncf.Dataset(stream, lambda image: {model.graph.input[0].name: image}),
-        preset=nncf.QuantizationPreset(settings.preset),
-        subset_size=stream.count,
-        fast_bias_correction=settings.bias_correction != "accurate",
-        model_type=nncf.ModelType.TRANSFORMER if attention else None,
-        ignored_scope=nncf.IgnoredScope(names=list(excluded)),
-        advanced_parameters=AdvancedQuantizationParameters(
-            overflow_fix=OverflowFix.ENABLE if target.weights_reduced_range else OverflowFix.DISABLE,
-            disable_bias_correction=settings.bias_correction == "off",
-            # NNCF's default for depthwise convolutions, a scale per channel, is what ONNX Runtime cannot fuse.
-            activations_quantization_params=QuantizationParameters(per_channel=False),
-        ),
+    parameters = AdvancedQuantizationParameters(
+        overflow_fix=OverflowFix.ENABLE if target.weights_reduced_range else OverflowFix.DISABLE,
+        disable_bias_correction=settings.bias_correction == "off",
     )
+    if target.contract != "openvino":
+        # NNCF's default for depthwise convolutions, a scale per channel, is what ONNX Runtime cannot fuse.
+        parameters.activations_quantization_params = QuantizationParameters(per_channel=False)
+    try:
+        with quiet():
+            quantized: onnx.ModelProto = nncf.quantize(
+                model,
+                nncf.Dataset(stream, lambda image: {model.graph.input[0].name: image}),
+                preset=nncf.QuantizationPreset(settings.preset),
+                subset_size=stream.count,
+                fast_bias_correction=settings.bias_correction != "accurate",
+                model_type=nncf.ModelType.TRANSFORMER if attention else None,
+                ignored_scope=nncf.IgnoredScope(names=list(excluded)),
+                advanced_parameters=parameters,
+            )
+    except _NNCF_REFUSALS as error:
+        raise TlcError(
+            f"NNCF cannot quantise {name}: {error}",
+            hint="Leave quantisation out, or name the layer in the recipe's quantize.ignored.",
+        ) from error
     return quantized
 
 

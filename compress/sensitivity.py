@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -58,20 +58,33 @@ def layer_noise(
 
 
 def tensor_ranges(
-    float_onnx: Path, names: Sequence[str], samples: Iterable[NDArray[np.float32]]
+    float_onnx: Path,
+    names: Sequence[str],
+    samples: Iterable[NDArray[np.float32]],
+    *,
+    over_samples: Literal["mean", "extreme"],
 ) -> dict[str, tuple[float, float]]:
-    """Return (lowest, highest) value of each inner tensor, both the mean over the samples, as in NNCF's default."""
+    """Return (lowest, highest) value of each inner tensor: the mean over the samples, as in NNCF's default, or of all.
+
+    One pass; memory does not grow with the number of samples.
+    """
+    if not names:
+        return {}
     model = onnx.load(float_onnx)
     del model.graph.output[:]
     model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
     session = _session(model)
     sums = np.zeros((len(names), 2))
+    extremes = np.full((len(names), 2), (np.inf, -np.inf))
     count = 0
     for sample in samples:
         values = session.run(list(names), {model.graph.input[0].name: sample})
-        sums += [(value.min(), value.max()) for value in values]
+        found = np.array([(value.min(), value.max()) for value in values], np.float64)
+        sums += found
+        extremes = np.column_stack((np.minimum(extremes[:, 0], found[:, 0]), np.maximum(extremes[:, 1], found[:, 1])))
         count += 1
-    return {name: (float(low), float(high)) for name, (low, high) in zip(names, sums / count, strict=True)}
+    ranges = sums / count if over_samples == "mean" else extremes
+    return {name: (float(low), float(high)) for name, (low, high) in zip(names, ranges, strict=True)}
 
 
 class _QuantizedLayers:
@@ -81,6 +94,9 @@ class _QuantizedLayers:
         self._constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self._dequantizers = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
         self._nodes = {node.name: node for node in model.graph.node if node.op_type in _LAYERS}
+        for node in model.graph.node:
+            if node.op_type == "QuantizeLinear" and node.input[0] in self._constants:
+                self._constants[node.output[0]] = self._quantized(node)
 
     def holds(self, name: str) -> bool:
         node = self._nodes.get(name)
@@ -124,15 +140,25 @@ class _QuantizedLayers:
         model.graph.initializer.append(numpy_helper.from_array(tensor, self._named(name)))
         return self._named(name)
 
+    def _quantized(self, node: onnx.NodeProto) -> NDArray[np.int8]:
+        weight, scale, zero_point = self._along_axis(node)
+        integers: NDArray[np.int8] = np.clip(np.rint(weight / scale) + zero_point, -128, 127).astype(np.int8)
+        return integers
+
     def _dequantized(self, node: onnx.NodeProto) -> NDArray[np.float32]:
-        values, scale, zero_point = (self._constants[name].astype(np.float32) for name in node.input[:3])
-        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-        if scale.ndim:
-            shape = [1] * values.ndim
-            shape[axis] = -1
-            scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
+        values, scale, zero_point = self._along_axis(node)
         weight: NDArray[np.float32] = (values - zero_point) * scale
         return weight
+
+    def _along_axis(self, node: onnx.NodeProto) -> list[NDArray[np.float32]]:
+        """Return a quantiser's values, scale and zero point, the latter two shaped to broadcast along its axis."""
+        values, *grid = (self._constants[name].astype(np.float32) for name in node.input[:3])
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+        if grid[0].ndim:
+            shape = [1] * values.ndim
+            shape[axis] = -1
+            grid = [entry.reshape(shape) for entry in grid]
+        return [values, *grid]
 
 
 def _logits(model: onnx.ModelProto, batch: list[NDArray[np.float32]]) -> NDArray[np.float64]:
