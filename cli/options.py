@@ -52,10 +52,15 @@ def _shape(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 
 def model_options(function: F) -> F:
     """Add the options that say what the model is and how it wants its images."""
+    function = preprocess_options(function)
+    function = click.option("--num-classes", type=click.IntRange(2), help="Where the weights do not tell.")(function)
+    return click.option("--arch", help="torchvision:NAME, timm:NAME, FILE.py:FUNCTION or hf:DIR.")(function)
+
+
+def preprocess_options(function: F) -> F:
+    """Add the options that say how a model wants its images."""
     for option in reversed(
         [
-            click.option("--arch", help="torchvision:NAME, timm:NAME, FILE.py:FUNCTION or hf:DIR."),
-            click.option("--num-classes", type=click.IntRange(2), help="Where the weights do not tell."),
             click.option("--input", "input_shape", callback=_shape, metavar="CxHxW", help="The model's input."),
             click.option("--resize", metavar="N|HxW|none", help="Before the crop: short side, exact size, or nothing."),
             click.option("--mean", callback=_numbers, metavar="A,B,C", help="Per channel, of values in [0, 1]."),

@@ -38,9 +38,9 @@ def check_model(model: onnx.ModelProto, target: Target) -> list[Violation]:
     view = View(model)
     found = list(_precisions(view, target))
     if target.tensorrt is None:
-        found += _opset(view, target, target.opset)
         rules = [] if found else ort_rules.RULES[target.contract]
-        return found + [violation for rule in rules for violation in rule(view, target)]
+        found += [violation for rule in rules for violation in rule(view, target)]
+        return found + list(_opset(view, target, target.opset))
     for rule in (*_GENERAL, *([] if found else _QUANTISED)):
         found += rule(view, target.tensorrt)
     return found + list(_opset(view, target, target.tensorrt.max_opset))

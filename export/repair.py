@@ -137,19 +137,25 @@ def _for_cpu(edit: Editor, target: Target, ranges: Ranges) -> list[str]:
 def _one_scale(edit: Editor) -> None:
     """Give activations with a scale per channel the largest one, which covers all of them."""
     view = edit.view
-    for quantizer in [node for node in view.nodes if node.op_type == "QuantizeLinear"]:
+    for quantizer in [node for node in view.nodes if node.op_type == "QuantizeLinear" and len(node.input) == 3]:
         scale, zero_point = view.value(quantizer.input[1]), view.value(quantizer.input[2])
         if scale is None or zero_point is None or scale.size == 1 or view.is_constant(quantizer.input[0]):
             continue
-        if len(set(zero_point.reshape(-1).tolist())) > 1:
+        if (represented := repair_grids.represented(view, quantizer)) is None:
             continue
+        if len(np.unique(zero_point)) == 1:
+            one_scale, one_zero = np.asarray(scale.max()), np.asarray(zero_point.reshape(-1)[0])
+        else:
+            low, high = represented
+            one_scale = np.asarray((high - low) / 255, scale.dtype)
+            one_zero = np.asarray(round(-low / float(one_scale)), np.uint8)
         names = [
-            edit.constant(np.asarray(values.reshape(-1).max()), f"{quantizer.input[0]}_{what}")
-            for values, what in ((scale, "scale"), (zero_point, "zero_point"))
+            edit.constant(one_scale, f"{quantizer.input[0]}_scale"),
+            edit.constant(one_zero, f"{quantizer.input[0]}_zero_point"),
         ]
         for part in (quantizer, *view.readers(quantizer.output[0])):
             part.input[1:] = names
-        edit.note("per-channel-activation", label(quantizer), f"one scale, {float(scale.max()):.4g}")
+        edit.note("per-channel-activation", label(quantizer), f"one scale, {float(one_scale):.4g}")
     edit.refresh()
 
 

@@ -1,7 +1,7 @@
 """Repairs of scales and zero points, rule by rule: the counterpart of `tlc.export.grid_rules`."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -28,32 +28,44 @@ def symmetric_activations(edit: Editor, ranges: Ranges) -> None:
     which quantisers use to leave a Relu out: it is put back where negative values could come.
     """
     view = edit.view
-    for quantizer in [node for node in view.nodes if node.op_type == "QuantizeLinear"]:
-        source = quantizer.input[0]
-        dequantizers = [node for node in view.readers(quantizer.output[0]) if node.op_type == "DequantizeLinear"]
-        grid = _grid(view, quantizer)
-        if view.is_constant(source) or grid is None:
-            continue
-        if any(not _same_grid(view, quantizer, node) for node in dequantizers):
-            continue
-        low, high, rule = grid
-        if rule is None:
-            continue
-        scale = _scale(*(ranges.get(source) or (float(low.min()), float(high.max()))))
-        if not scale > 0:
-            continue
-        if low.min() >= 0 and not _never_negative(view, source):
-            edit.node("Relu", [source], clipped := edit.unused(f"{source}_clipped"))
-            quantizer.input[0] = clipped
-            edit.note("implied-activation", label(quantizer), "put a Relu in front, for the values that 0 cut off")
-        for node in (quantizer, *dequantizers):
-            dtype = np.asarray(view.value(node.input[1])).dtype
-            scale_name = edit.constant(np.asarray(scale, dtype), f"{source}_scale")
-            zero_name = edit.constant(np.asarray(0, np.int8), f"{source}_zero_point")
+    broken = [found for node in view.nodes if (found := _asymmetric(view, node, ranges)) is not None]
+    clipped = [found.low >= 0 and not _never_negative(view, found.quantizer.input[0]) for found in broken]
+    for found, clip in zip(broken, clipped, strict=True):
+        quantizer, source = found.quantizer, found.quantizer.input[0]
+        if clip:
+            edit.node("Relu", [source], positive := edit.unused(f"{source}_clipped"))
+            quantizer.input[0] = positive
+            edit.note("implied-activation", label(quantizer), "a Relu in front, for the negative values that 0 cut off")
+        dtype = np.asarray(view.value(quantizer.input[1])).dtype
+        scale_name = edit.constant(np.asarray(found.scale, dtype), f"{source}_scale")
+        zero_name = edit.constant(np.asarray(0, np.int8), f"{source}_zero_point")
+        for node in (quantizer, *found.dequantizers):
             node.input[:] = [node.input[0], scale_name, zero_name]
             _drop_attributes(node, "axis", "output_dtype")
-        edit.note(rule, label(quantizer), f"int8 with zero point 0 and one scale, {scale:.4g}")
+        edit.note(found.rule, label(quantizer), f"int8 with zero point 0 and one scale, {found.scale:.4g}")
     edit.refresh()
+
+
+class _Asymmetric(NamedTuple):
+    """A quantiser of an activation that breaks a rule, what reads its integers, and its new scale."""
+
+    quantizer: onnx.NodeProto
+    dequantizers: list[onnx.NodeProto]
+    rule: str
+    low: float
+    scale: float
+
+
+def _asymmetric(view: View, node: onnx.NodeProto, ranges: Ranges) -> _Asymmetric | None:
+    if node.op_type != "QuantizeLinear" or view.is_constant(node.input[0]) or (grid := _grid(view, node)) is None:
+        return None
+    dequantizers = [reader for reader in view.readers(node.output[0]) if reader.op_type == "DequantizeLinear"]
+    low, high, rule = grid
+    if rule is None or not all(_same_grid(view, node, reader) for reader in dequantizers):
+        return None
+    lowest, highest = ranges.get(node.input[0]) or (float(low.min()), float(high.max()))
+    scale = max(highest / 127, -lowest / 128)
+    return _Asymmetric(node, dequantizers, rule, float(low.min()), scale) if scale > 0 else None
 
 
 def _grid(view: View, node: onnx.NodeProto) -> tuple[NDArray[Any], NDArray[Any], str | None] | None:
@@ -83,15 +95,17 @@ def _grid(view: View, node: onnx.NodeProto) -> tuple[NDArray[Any], NDArray[Any],
     return scales * (lowest - zeros), scales * (highest - zeros), rule
 
 
+def represented(view: View, node: onnx.NodeProto) -> tuple[float, float] | None:
+    """Return the lowest and highest value that an 8-bit grid represents, over all its scales; None if it is no such."""
+    grid = _grid(view, node)
+    return None if grid is None else (min(0.0, float(grid[0].min())), max(0.0, float(grid[1].max())))
+
+
 def _same_grid(view: View, quantizer: onnx.NodeProto, dequantizer: onnx.NodeProto) -> bool:
     grids = [_grid(view, quantizer), _grid(view, dequantizer)]
     if grids[0] is None or grids[1] is None:
         return False
     return all(np.array_equal(a, b) for a, b in zip(grids[0][:2], grids[1][:2], strict=True))
-
-
-def _scale(low: float, high: float) -> float:
-    return max(high / 127, -low / 128)
 
 
 def _never_negative(view: View, name: str) -> bool:
