@@ -34,14 +34,17 @@ def doctor_command(ctx: click.Context, target: str | None, full: bool, as_json: 
     targets = [load_target(name) for name in ([target] if target else target_names())]
     machine = probe(full=full)
     cannot_run = {device.name: missing(device, machine) for device in targets}
-    cannot_build = {device.name: missing_to_build(device, machine) for device in targets}
     steps = next_steps(machine, targets)
     if as_json:
         answer = {
             "machine": machine.model_dump(mode="json"),
             "cannot_compress": missing_to_compress(machine),
             "targets": {
-                name: {"cannot_run": cannot_run[name], "cannot_build": cannot_build[name]} for name in cannot_run
+                device.name: {
+                    "cannot_run": cannot_run[device.name],
+                    "cannot_build": missing_to_build(device, machine),
+                }
+                for device in targets
             },
             "next_steps": steps,
         }
@@ -51,7 +54,7 @@ def doctor_command(ctx: click.Context, target: str | None, full: bool, as_json: 
         _print_rows("Python packages", [(p.name, _package(p)) for p in machine.packages.values()])
         _print_rows("NVIDIA", _nvidia_rows(machine))
         rows = [("compress", missing_to_compress(machine) or "yes")]
-        _print_rows("Targets", rows + [(n, _target(cannot_run[n], cannot_build[n])) for n in cannot_run])
+        _print_rows("Targets", rows + [(device.name, _target(device, machine)) for device in targets])
         _print_rows("Next steps", [("-", step) for step in steps] or [("-", "Nothing is missing.")])
     if target and cannot_run[targets[0].name] is not None:
         ctx.exit(1)
@@ -151,10 +154,14 @@ def _package(package: "Package") -> str:
     return f"{package.version}{f' with {providers}' if providers else ''}"
 
 
-def _target(cannot_run: str | None, cannot_build: str | None) -> str:
-    if cannot_run is None:
+def _target(target: "Target", machine: "Machine") -> str:
+    from tlc.runtime.capability import missing, missing_to_build
+
+    reason = missing(target, machine)
+    if reason is None:
         return "runs here"
-    return f"{'is built here, not run' if cannot_build is None else 'not here'}: {cannot_run}"
+    builds = target.runtime == "tensorrt" and missing_to_build(target, machine) is None
+    return f"{'is built here, not run' if builds else 'not here'}: {reason}"
 
 
 def _print_rows(title: str, rows: list[tuple[str, str]]) -> None:

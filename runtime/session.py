@@ -275,7 +275,7 @@ def _hint(detail: str) -> str:
     if "Could not find an implementation" in detail:
         return "The CPU has no kernel for that operator at that type: keep it in float32, or upgrade onnxruntime."
     if "assigned to the default CPU EP" in detail:
-        return "The provider lacks some of its operators: choose another target, or export without them."
+        return "The provider did not start, or lacks some of its operators: see `tlc doctor`, or choose another target."
     if "GPU requirements" in detail:
         return _WHAT_IS_MISSING
     if any(sign in detail for sign in _NO_DATA_FILE):

@@ -87,6 +87,15 @@ def test_a_pc_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[-1].endswith("copy the ONNX files to the device, and run tlc build there")
 
 
+def test_a_runtime_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = _run(monkeypatch, _machine(packages=[Package(name="openvino")]), "doctor", "--target", "openvino")
+    assert any(
+        line.split() == ["openvino", "not", "here:", "openvino", "is", "not", "installed"]
+        for line in result.stdout.splitlines()
+    )
+    assert result.exit_code == 1
+
+
 def test_a_jetson_with_its_own_facts_and_next_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     system = Tool(
         name="TensorRT of the system's Python", path="/usr/lib/python3/dist-packages/tensorrt", version="10.3.0"

@@ -119,6 +119,7 @@ def test_a_machine_with_nothing_is_described(tmp_path: Path, tools: Path) -> Non
 
 
 def test_a_full_probe_imports_pytorch_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
     _write(tmp_path / "torch.py", "raise ImportError('libtorch_cpu.so: undefined symbol')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert probe().packages["torch"].error is None

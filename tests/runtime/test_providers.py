@@ -55,6 +55,7 @@ def every_provider(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _runtime(monkeypatch: pytest.MonkeyPatch, nodes: dict[str, list[str]]) -> type[_Runtime]:
     runtime = type("_R", (_Runtime,), {"nodes": nodes})
+    monkeypatch.setattr(module, "_RECORDS_PLACEMENT", True)
     monkeypatch.setattr(ort, "InferenceSession", runtime)
     return runtime
 
@@ -70,7 +71,11 @@ def test_a_provider_that_this_build_lacks_is_named_with_the_package_that_has_it(
     assert caught.value.hint.endswith(f"pip uninstall onnxruntime, then pip install {package}.")
 
 
-def test_a_provider_that_does_not_start_is_an_error_and_not_the_cpu(onnx_file: Any, every_provider: None) -> None:
+def test_a_provider_that_does_not_start_is_an_error_and_not_the_cpu(
+    onnx_file: Any, every_provider: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_parts", lambda _: [])
+    monkeypatch.setattr(module, "_RECORDS_PLACEMENT", True)
     # ONNX Runtime itself drops a provider that it does not have, with a warning.
     with (
         pytest.warns(UserWarning, match="CUDAExecutionProvider"),
@@ -137,8 +142,8 @@ def test_tensorrt_as_a_provider_has_int8_enabled_for_a_quantised_file_only(
 def test_an_onnx_runtime_that_does_not_tell_the_placement_is_asked_to_refuse(
     onnx_file: Any, every_provider: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_RECORDS_PLACEMENT", False)
     runtime = _runtime(monkeypatch, {"CUDAExecutionProvider": []})
+    monkeypatch.setattr(module, "_RECORDS_PLACEMENT", False)
     with OrtSession(onnx_file(), provider="cuda") as session:
         assert session.placement is None
     key = "session.disable_cpu_ep_fallback"
@@ -152,7 +157,7 @@ def test_that_refusal_is_explained(onnx_file: Any, every_provider: None, monkeyp
     monkeypatch.setattr(ort, "InferenceSession", refuse)
     with pytest.raises(TlcError, match="assigned to the default CPU EP") as caught:
         OrtSession(onnx_file(), provider="openvino")
-    assert "lacks some of its operators" in caught.value.hint
+    assert "did not start, or lacks some of its operators" in caught.value.hint
 
 
 def test_the_cpu_has_no_placement_to_check(onnx_file: Any) -> None:
