@@ -203,10 +203,7 @@ def time_words(layers: LayerPrecisions) -> str:
 
 def not_measured_words(report: Report) -> str:
     """Return why there are no latencies, and what gives them."""
-    return (
-        f"Latency on {report.target} was not measured: {report.not_measured} "
-        f"Build and time the files there: tlc build model.onnx --target {report.target}."
-    )
+    return f"Latency on {report.target} was not measured. {report.not_measured}"
 
 
 def change_words(change: Interval) -> str:

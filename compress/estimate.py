@@ -7,6 +7,7 @@ import torch
 
 from tlc.compress.plan import Plan
 from tlc.compress.train import bf16_is_fast
+from tlc.runtime.capability import missing
 
 _TIMED_STEPS = 3
 
@@ -38,11 +39,18 @@ def plan_lines(plan: Plan) -> list[str]:
             f"prune      {100 * float(plan.prune.value):.0f} % of the channels in {recipe.prune.steps} steps, "
             f"{epochs} epochs of recovery, at most {_duration(epochs * count * step_s)}"
         )
-    lines += [
-        f"quantize   INT8, calibrated on {min(recipe.quantize.samples, count)} training images",
-        f"measure    {recipe.measure.rounds} rounds of {recipe.measure.block} runs of each file, "
-        f"{plan.target.threads} thread; accuracy on {len(splits.evaluation)} images",
-    ]
+    if "int8" in plan.target.precisions:
+        lines.append(f"quantize   INT8, calibrated on {min(recipe.quantize.samples, count)} training images")
+    else:
+        lines.append(f"quantize   no: {plan.target.name} has no INT8 arithmetic.")
+    lines.append(f"measure    accuracy on {len(splits.evaluation)} images")
+    if reason := missing(plan.target):
+        lines[-1] += f"; no latency: {reason}"
+    else:
+        lines[-1] += (
+            f"; latency in {recipe.measure.rounds} rounds of {recipe.measure.block} runs of each file, "
+            f"{plan.target.threads} thread"
+        )
     return lines
 
 

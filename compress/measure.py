@@ -1,4 +1,4 @@
-"""Measuring the original and the candidates in one interleaved session, on the target's runtime."""
+"""Measuring the original and the candidates in one interleaved session, in the target's runtime where that is here."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
 from tlc.calibration.cache import Pixels
@@ -15,12 +16,17 @@ from tlc.calibration.metrics import accuracy_change, agreement, predict, score
 from tlc.compress.events import Emit, Progress
 from tlc.export.graph import graph_stats
 from tlc.runtime.artifact import sha256_file
+from tlc.runtime.capability import missing, this_machine
 from tlc.runtime.latency import Latency, disturbance, measure_interleaved, speedup
 from tlc.runtime.memory import peak_memory_bytes
 from tlc.runtime.report import Agreement, Interval, Measurement
-from tlc.runtime.session import OrtSession
+from tlc.runtime.session import OrtSession, Session
+from tlc.runtime.sessions import open_session
+from tlc.runtime.target import Target
 
 Precision = Literal["fp32", "fp16", "int8"]
+_BATCH_SIZE = 64
+"""Samples at once while accuracy is measured, where the file leaves it open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +44,69 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long to measure: rounds of blocks of runs, on `threads` threads."""
+    """How long to measure: rounds of blocks of runs."""
 
     rounds: int
     block: int
-    threads: int
     seed: int
 
 
-def logits_of(path: Path, pixels: Pixels) -> NDArray[np.float32]:
-    """Return the file's logits (N, K) for all samples in order, by ONNX Runtime on all cores."""
-    with OrtSession(path, threads=os.cpu_count() or 1) as session:
-        name, output = session.inputs[0].name, session.outputs[0].name
-        return predict(lambda images: session.run({name: images})[output], pixels)
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """Opens files in the target's runtime where that is here, else in ONNX Runtime on this machine's CPU."""
+
+    target: Target
+    engines: Path
+    """Folder for what TensorRT builds, named by the content of the ONNX file."""
+    missing: str
+    """Why the target's runtime is not here, and what to do; empty where it is."""
+
+    @classmethod
+    def here(cls, target: Target, engines: Path) -> "Runner":
+        """Return the runner of this machine."""
+        if (reason := missing(target)) is None:
+            return cls(target, engines, "")
+        if target.runtime == "tensorrt":
+            step = f"Build and time the files where it runs: tlc build model.onnx --target {target.name} -o model.plan."
+        else:
+            step = "Install it, and run again with --resume."
+        return cls(target, engines, f"{reason[0].upper()}{reason[1:]}. {step}")
+
+    @property
+    def runtime(self) -> str:
+        """What files run in, with its version: `onnxruntime 1.31.1`."""
+        name = "onnxruntime" if self.missing else self.target.runtime
+        return f"{name} {this_machine().packages[name].version if name != 'onnxruntime' else onnxruntime.__version__}"
+
+    def deployed(self, path: Path, precision: Precision) -> Path:
+        """Return what the runtime loads: the file itself, or the engine that TensorRT builds from it in `precision`."""
+        if self.missing or self.target.runtime != "tensorrt":
+            return path
+        from tlc.export.engine import BuildOptions, build_engine
+
+        plan = self.engines / f"{sha256_file(path)[:16]}-{precision}.plan"
+        if not plan.exists():
+            self.engines.mkdir(parents=True, exist_ok=True)
+            build_engine(path, plan, self.target, BuildOptions(precision=precision))
+        return plan
+
+    def open(self, path: Path, precision: Precision, *, threads: int) -> Session:
+        """Return a session of the file that runs in `precision`."""
+        if self.missing:
+            return OrtSession(path, threads=threads)
+        return open_session(self.deployed(path, precision), self.target, threads=threads)
+
+    def logits(self, path: Path, precision: Precision, pixels: Pixels) -> NDArray[np.float32]:
+        """Return the file's logits (N, K) for all samples in order, on all cores."""
+        with self.open(path, precision, threads=os.cpu_count() or 1) as session:
+            return logits_of(session, pixels)
+
+
+def logits_of(session: Session, pixels: Pixels) -> NDArray[np.float32]:
+    """Return the logits (N, K) for all samples in order."""
+    (spec,), output = session.inputs, session.outputs[0].name
+    batch_size = spec.shape[0] if isinstance(spec.shape[0], int) else _BATCH_SIZE
+    return predict(lambda images: session.run({spec.name: images})[output], pixels, batch_size)
 
 
 def top1(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
@@ -58,10 +114,16 @@ def top1(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     return float(np.mean(logits.argmax(1) == labels))
 
 
-def latencies(paths: dict[str, Path], sample: NDArray[np.float32], timing: Timing, emit: Emit) -> dict[str, Latency]:
+def latencies(
+    files: dict[str, tuple[Path, Precision]], sample: NDArray[np.float32], runner: Runner, timing: Timing, emit: Emit
+) -> dict[str, Latency]:
     """Return each file's latency for `sample` (1, C, H, W), measured interleaved."""
+    threads = runner.target.threads
     with ExitStack() as stack:
-        sessions = {n: stack.enter_context(OrtSession(p, threads=timing.threads)) for n, p in paths.items()}
+        sessions = {
+            name: stack.enter_context(runner.open(path, precision, threads=threads))
+            for name, (path, precision) in files.items()
+        }
         runs = {n: _runner(session, sample) for n, session in sessions.items()}
         return measure_interleaved(
             runs,
@@ -72,14 +134,17 @@ def latencies(paths: dict[str, Path], sample: NDArray[np.float32], timing: Timin
         )
 
 
-def _runner(session: OrtSession, sample: NDArray[np.float32]) -> Callable[[], object]:
+def _runner(session: Session, sample: NDArray[np.float32]) -> Callable[[], object]:
     feeds = {session.inputs[0].name: sample}
     return lambda: session.run(feeds)
 
 
-def is_faster(baseline: Path, candidate: Path, sample: NDArray[np.float32], timing: Timing, emit: Emit) -> Interval:
-    """Return by what factor `candidate` is faster than `baseline`, with its 99 % bounds."""
-    measured = latencies({"baseline": baseline, "candidate": candidate}, sample, timing, emit)
+def is_faster(
+    baseline: Path, candidate: Path, sample: NDArray[np.float32], runner: Runner, timing: Timing, emit: Emit
+) -> Interval:
+    """Return by what factor the float file `candidate` is faster than `baseline`, with its 99 % bounds."""
+    files: dict[str, tuple[Path, Precision]] = {"baseline": (baseline, "fp32"), "candidate": (candidate, "fp32")}
+    measured = latencies(files, sample, runner, timing, emit)
     return speedup(measured["baseline"], measured["candidate"], seed=timing.seed)
 
 
@@ -87,6 +152,7 @@ def measure(
     candidates: Sequence[Candidate],
     evaluation: Pixels,
     classes: tuple[str, ...],
+    runner: Runner,
     timing: Timing,
     *,
     relative_to: Path,
@@ -95,15 +161,16 @@ def measure(
     """Return one measurement per candidate, and warnings about the session; the first candidate is the original.
 
     Latency of all in one interleaved session, batch 1; peak memory in a fresh process each; scores on every sample of
-    `evaluation`, through the file itself.
+    `evaluation`, through the file itself. Where the target's runtime is not here, no latency and no memory: those of
+    another runtime say nothing about it.
     """
     labels = np.asarray(evaluation.labels)
     logits: dict[str, NDArray[np.float32]] = {}
     for position, candidate in enumerate(candidates):
-        logits[candidate.name] = logits_of(candidate.path, evaluation)
+        logits[candidate.name] = runner.logits(candidate.path, candidate.precision, evaluation)
         emit(Progress("accuracy", position + 1, len(candidates), {"top1": top1(logits[candidate.name], labels)}))
-    paths = {candidate.name: candidate.path for candidate in candidates}
-    measured = latencies(paths, evaluation.batch(np.arange(1)), timing, emit)
+    files = {candidate.name: (candidate.path, candidate.precision) for candidate in candidates}
+    measured = {} if runner.missing else latencies(files, evaluation.batch(np.arange(1)), runner, timing, emit)
     original = candidates[0].name
     rows = []
     for candidate in candidates:
@@ -119,15 +186,21 @@ def measure(
                 size_bytes=candidate.path.stat().st_size,
                 parameters=stats.parameters,
                 macs=stats.macs,
-                peak_memory_bytes=peak_memory_bytes(candidate.path, threads=timing.threads),
+                peak_memory_bytes=None
+                if runner.missing
+                else peak_memory_bytes(
+                    runner.deployed(candidate.path, candidate.precision), runner.target, threads=runner.target.threads
+                ),
                 latency=measured[candidate.name].record(
                     speedup(measured[original], measured[candidate.name], seed=timing.seed)
-                ),
+                )
+                if measured
+                else None,
                 layers=None,
                 accuracy=score(own, labels, classes),
                 change=None if candidate.name == original else accuracy_change(logits[original], own, labels, classes),
                 agreement=candidate.checked or agreement(logits[str(candidate.made_from)], own),
             )
         )
-    disturbed = disturbance(measured)
+    disturbed = disturbance(measured) if measured else None
     return rows, [disturbed] if disturbed else []

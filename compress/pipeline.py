@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 
 from tlc.compress.checkpoint import load_saved, save_model
 from tlc.compress.events import Emit, StageDone, silent
-from tlc.compress.measure import Candidate, Timing, is_faster, logits_of, measure, top1
+from tlc.compress.measure import Candidate, Runner, Timing, is_faster, measure, top1
 from tlc.compress.model import Model
 from tlc.compress.plan import Plan, make_plan
 from tlc.compress.processes import leads, wait_for_all
@@ -21,10 +22,12 @@ from tlc.compress.run import RunFolder, StageResult, open_run
 from tlc.compress.stages import Data, export_model, make_pruned, make_student, prepare_data, quantize_file
 from tlc.compress.student import is_built_from_teacher
 from tlc.compress.verdict import choose, verdict
+from tlc.export.contract import check_model
 from tlc.export.fp16 import fp16_from_float
 from tlc.export.metadata import write_metadata
 from tlc.runtime.artifact import replacing_dir, require_free_space, sha256_file, write_text
 from tlc.runtime.environment import environment
+from tlc.runtime.errors import TlcError
 from tlc.runtime.report import (
     Agreement,
     DataRecord,
@@ -34,6 +37,7 @@ from tlc.runtime.report import (
     Report,
     StageRecord,
 )
+from tlc.runtime.target import Target
 
 _SPACE_FACTOR = 12
 """Copies of the weights that a run writes: checkpoints, training state and ONNX files."""
@@ -82,16 +86,17 @@ class _Pipeline:
         self.plan, self.run, self.emit = plan, run, emit
         self.recipe, self.target = plan.recipe, plan.target
         self.data: Data = prepare_data(plan.splits, plan.model.preprocess, run.cache)
+        self.runner = Runner.here(plan.target, run.cache / "engines")
         self.records: list[StageRecord] = []
         self.timing = Timing(
             rounds=self.recipe.measure.rounds,
             block=self.recipe.measure.block,
-            threads=self.target.threads,
             seed=self.recipe.seed,
         )
 
     def execute(self, command: str) -> Report:
         original = self.original()
+        _require_accepted(original.onnx, self.target)
         student = self.student(original)
         pruned = self.pruned(original, student)
         versions = {version.name: version for version in (original, student, pruned)}
@@ -197,7 +202,13 @@ class _Pipeline:
         return self._kept_if_it_pays("prune", student, pruned, stage, judged=True)
 
     def quantized(self, version: Version, name: str) -> list[Candidate]:
-        """Return the INT8 file of a version and, where that misses the budget, the one with layers left in float."""
+        """Return the INT8 file of a version and, where that misses the budget, the one with layers left in float.
+
+        None on a device without INT8 arithmetic.
+        """
+        if "int8" not in self.target.precisions:
+            self._note(f"quantize {version.name}", "skipped", f"{self.target.name} has no INT8 arithmetic.")
+            return []
         inputs = {
             "onnx": sha256_file(version.onnx),
             "quantize": self.recipe.quantize.model_dump(mode="json"),
@@ -208,7 +219,7 @@ class _Pipeline:
 
         def make(folder: Path) -> dict[str, Any]:
             best, full = folder / "best.onnx", folder / "full.onnx"
-            record = quantize_file(version.onnx, best, self.data, self.recipe, self.target, self.emit, full=full)
+            record = quantize_file(version.onnx, best, self.data, self.recipe, self.runner, self.emit, full=full)
             return record.model_dump(mode="json")
 
         stage = self.run.stage(f"quantize-{version.name}", inputs, make)
@@ -234,7 +245,8 @@ class _Pipeline:
         inputs = {
             "files": {candidate.name: sha256_file(candidate.path) for candidate in candidates},
             "measure": self.recipe.measure.model_dump(mode="json"),
-            "threads": self.target.threads,
+            "target": self.target.model_dump(mode="json"),
+            "missing": self.runner.missing,
             "machine": {key: environment()[key] for key in ("cpu_model", "os", "versions")},
             **self._common,
         }
@@ -244,6 +256,7 @@ class _Pipeline:
                 candidates,
                 self.data.evaluation,
                 self.plan.splits.classes,
+                self.runner,
                 self.timing,
                 relative_to=self.run.path,
                 emit=self.emit,
@@ -271,8 +284,8 @@ class _Pipeline:
             ),
             data=self._data_record(),
             target=self.target.name,
-            runtime=f"onnxruntime {version('onnxruntime')}",
-            not_measured="",
+            runtime=self.runner.runtime,
+            not_measured=self.runner.missing,
             threads=self.target.threads,
             preprocess=self.plan.model.preprocess.model_dump(mode="json"),
             recipe=self.recipe.model_dump(mode="json"),
@@ -283,7 +296,7 @@ class _Pipeline:
             max_drop_points=self.recipe.max_drop_points,
             budget_met=budget_met,
             verdict=verdict(rows[0], chosen, rows[-1], self.recipe.max_drop_points),
-            warnings=self._warnings(rows),
+            warnings=self._warnings(rows, chosen),
         )
         self._write_manifest(report, final)
         return report
@@ -317,15 +330,22 @@ class _Pipeline:
 
         def make(_folder: Path) -> dict[str, Any]:
             sample, labels = self.data.fit.batch(np.arange(1)), np.asarray(self.data.holdout.labels)
-            gain = is_faster(before.onnx, after.onnx, sample, self.timing, self.emit)
-            scores = [top1(logits_of(v.onnx, self.data.holdout), labels) for v in (before, after)]
+            gain = is_faster(before.onnx, after.onnx, sample, self.runner, self.timing, self.emit)
+            scores = [top1(self.runner.logits(v.onnx, "fp32", self.data.holdout), labels) for v in (before, after)]
             return {"speedup": gain.model_dump(), "holdout_top1": scores}
 
-        inputs = {"before": sha256_file(before.onnx), "after": sha256_file(after.onnx), **self._common}
+        inputs = {
+            "before": sha256_file(before.onnx),
+            "after": sha256_file(after.onnx),
+            "runtime": self.runner.runtime,
+            **self._common,
+        }
         gate = self.run.stage(f"judge-{name}", inputs, make)
         gain = Interval.model_validate(gate.found["speedup"])
         drop = 100 * (gate.found["holdout_top1"][0] - gate.found["holdout_top1"][1])
         measured = f"{gain.estimate:.2f}x [{gain.low:.2f}, {gain.high:.2f}] the speed of {before.name}"
+        if self.runner.missing:
+            measured += f" in float32 on this machine's CPU, which stands in for {self.target.name}"
         if judged:
             measured += f", {0 - drop:+.2f} points on the held-out images"
         kept = gain.low > 1 and not (judged and drop > self.recipe.max_drop_points)
@@ -364,8 +384,13 @@ class _Pipeline:
             skipped_files=list(splits.skipped),
         )
 
-    def _warnings(self, rows: list[Measurement]) -> list[str]:
+    def _warnings(self, rows: list[Measurement], chosen: Measurement) -> list[str]:
         warnings = list(self._measure_stage.found["warnings"])
+        if found := check_model(onnx.load(self.run.path / chosen.file), self.target):
+            warnings.append(
+                f"{chosen.file} breaks rules of {self.target.name} in {len(found)} places; "
+                f"tlc check {chosen.file} --target {self.target.name} lists them."
+            )
         if self.plan.splits.skipped:
             warnings.append(f"{len(self.plan.splits.skipped)} unreadable images were left out.")
         smallest = min(score.support for score in rows[0].accuracy.per_class)
@@ -390,6 +415,17 @@ class _Pipeline:
             "files": dict(sorted(files.items())),
         }
         write_text(self.run.path / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+
+def _require_accepted(path: Path, target: Target) -> None:
+    """Refuse a network that the target's runtime does not read, before anything is trained."""
+    refused = [found for found in check_model(onnx.load(path), target) if found.severity == "refused"]
+    if refused:
+        first = refused[0]
+        raise TlcError(
+            f"{target.name} does not take this network, in {len(refused)} places; first {first.node}: {first.why}.",
+            hint=f"{first.fix} tlc check {path} --target {target.name} lists them all.",
+        )
 
 
 def _arch_needed(model: Model) -> str | None:

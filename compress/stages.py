@@ -20,7 +20,7 @@ from tlc.compress.arch import build, parse_arch
 from tlc.compress.distill import distill
 from tlc.compress.events import Emit, Progress
 from tlc.compress.losses import softened_kl
-from tlc.compress.measure import logits_of, top1
+from tlc.compress.measure import Runner, logits_of, top1
 from tlc.compress.model import Model
 from tlc.compress.prune import prune_step, reestimate_batchnorm
 from tlc.compress.quantize import QuantizeRecord, check_calibration, quantize_within_budget
@@ -30,6 +30,7 @@ from tlc.compress.train import bf16_is_fast, evaluate
 from tlc.export.onnx import onnx_from_torch
 from tlc.runtime.errors import TlcError
 from tlc.runtime.report import Agreement
+from tlc.runtime.session import OrtSession
 from tlc.runtime.target import Target
 
 _CHOICE_SAMPLES = 512
@@ -244,7 +245,8 @@ def export_model(model: Model, path: Path, target: Target, samples: Pixels) -> A
     onnx_from_torch(model.module, model.preprocess.input_shape, path, opset=target.opset)
     indices = np.linspace(0, len(samples) - 1, min(_CHECK_SAMPLES, len(samples))).astype(np.int64)
     few = prepare(samples.images.subset(indices), samples.preprocess)
-    return agreement(evaluate(model.module, few, bf16=False).numpy(), logits_of(path, few))
+    with OrtSession(path) as session:
+        return agreement(evaluate(model.module, few, bf16=False).numpy(), logits_of(session, few))
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +261,7 @@ class _OneByOne:
 
 
 def quantize_file(
-    float_onnx: Path, out: Path, data: Data, recipe: Recipe, target: Target, emit: Emit, *, full: Path | None = None
+    float_onnx: Path, out: Path, data: Data, recipe: Recipe, runner: Runner, emit: Emit, *, full: Path | None = None
 ) -> QuantizeRecord:
     """Write the INT8 file of `float_onnx`; layers stay in float where the accuracy budget asks for it.
 
@@ -268,15 +270,15 @@ def quantize_file(
     count = check_calibration(len(data.fit), recipe.quantize)
     indices = balanced_indices(np.asarray(data.fit.labels), count, seed=recipe.seed)
     labels = np.asarray(data.judge.labels)
-    before = top1(logits_of(float_onnx, data.judge), labels)
+    before = top1(runner.logits(float_onnx, "fp32", data.judge), labels)
     return quantize_within_budget(
         float_onnx,
         out,
         _OneByOne(data.fit, indices),
         count=count,
-        target=target,
+        target=runner.target,
         settings=recipe.quantize,
-        drop_points=lambda path: 100 * (before - top1(logits_of(path, data.judge), labels)),
+        drop_points=lambda path: 100 * (before - top1(runner.logits(path, "int8", data.judge), labels)),
         budget_points=recipe.max_drop_points,
         full=full,
         on_progress=lambda done, total: emit(Progress("calibrate", done, total)),

@@ -18,7 +18,7 @@ from tlc.compress.checkpoint import save_model
 from tlc.compress.events import Emit, silent
 from tlc.compress.inputs import resolve_preprocess
 from tlc.compress.load import load_model
-from tlc.compress.measure import logits_of
+from tlc.compress.measure import Runner
 from tlc.compress.model import Model
 from tlc.compress.plan import Plan, make_plan, read_splits
 from tlc.compress.quantize import QuantizeRecord
@@ -76,7 +76,8 @@ def quantize_to(recipe: Recipe, output: Path, emit: Emit = silent) -> QuantizeRe
         source = _opened(recipe, Path(work))
         data = prepare_data(source.splits, source.preprocess, Path(work))
         with _beside(output) as path:
-            record = quantize_file(source.onnx, path, data, recipe, load_target(recipe.target), emit)
+            runner = Runner.here(load_target(recipe.target), Path(work))
+            record = quantize_file(source.onnx, path, data, recipe, runner, emit)
             write_metadata(path, path, source.preprocess, source.splits.classes)
     return record
 
@@ -99,7 +100,8 @@ def evaluate_files(recipes: Sequence[Recipe]) -> list[Evaluation]:
         with tempfile.TemporaryDirectory(prefix="tlc-") as work:
             source = _opened(recipe, Path(work))
             images = source.splits.evaluation
-            logits = logits_of(source.onnx, prepare(images, source.preprocess))
+            runner = Runner.here(load_target(recipe.target), Path(work))
+            logits = runner.logits(source.onnx, "fp32", prepare(images, source.preprocess))
             labels = np.asarray(images.labels)
             change = None if first is None else accuracy_change(first, logits, labels, images.classes)
             rows.append(

@@ -25,8 +25,7 @@ def verdict(original: Measurement, chosen: Measurement, final: Measurement, max_
         )
     change = chosen.change.change_points
     sentence = (
-        f"{chosen.name} {_gained(original, chosen)}, "
-        f"{original.size_bytes / chosen.size_bytes:.1f}x smaller, at {100 * chosen.accuracy.top1:.2f} % top-1: "
+        f"{chosen.name} {_gained(original, chosen)}, at {100 * chosen.accuracy.top1:.2f} % top-1: "
         f"{change.estimate:+.2f} points [{change.low:+.2f}, {change.high:+.2f}] "
         f"on {chosen.accuracy.samples} images, {max_drop_points:g} allowed"
     )
@@ -36,10 +35,11 @@ def verdict(original: Measurement, chosen: Measurement, final: Measurement, max_
 
 
 def _gained(original: Measurement, chosen: Measurement) -> str:
+    smaller = f"{original.size_bytes / chosen.size_bytes:.1f}x smaller"
     if chosen.latency is None:
-        return f"has {original.macs / chosen.macs:.2f}x fewer multiply-accumulates than the original"
+        return f"is {smaller} than the original with {original.macs / chosen.macs:.2f}x fewer multiply-accumulates"
     speed = chosen.latency.speedup
-    return f"is {speed.estimate:.2f}x [{speed.low:.2f}, {speed.high:.2f}] as fast as the original"
+    return f"is {speed.estimate:.2f}x [{speed.low:.2f}, {speed.high:.2f}] as fast as the original, {smaller}"
 
 
 def _left_out(change: AccuracyChange, chosen: Measurement, final: Measurement, max_drop_points: float) -> str:

@@ -189,7 +189,7 @@ class Report(_Record):
     runtime: str
     """The runtime in which every row ran, with its version: `onnxruntime 1.31.1`."""
     not_measured: str
-    """Why latency and memory were not measured; empty where they were. Accuracy is measured in any case."""
+    """Why latency and memory were not measured, and what to do; empty where they were. Accuracy always is."""
     threads: int
     """Of the runtime, while latency and peak memory were measured."""
     preprocess: dict[str, Any]
