@@ -25,6 +25,7 @@ from tlc.export.qdq import (
     quantize_sigmoids,
     quantize_tensors,
     set_activation_type,
+    store_int8_weights,
 )
 from tlc.export.quiet import quiet
 from tlc.runtime.artifact import write_bytes
@@ -150,6 +151,8 @@ def quantize_onnx(
             correct_biases(model, quantized, stream)
         elif settings.bias_correction == "accurate":
             correct_biases_in_order(model, quantized, replace(stream, count=min(count, _IN_ORDER_SAMPLES)))
+        if target.tensorrt is not None and target.tensorrt.release >= (10, 0):
+            store_int8_weights(quantized)
     else:
         quantized = _by_nncf(model, stream, target, settings, excluded, name=float_onnx.name)
         if target.contract != "openvino":

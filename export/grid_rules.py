@@ -214,7 +214,8 @@ def integers(view: View, node: onnx.NodeProto) -> "np.typing.NDArray[np.float64]
             return None
         shape[axis] = -1
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.clip(np.rint(value.astype(np.float64) / scale.astype(np.float64).reshape(shape)), -128, 127)
+        # In float32, as the operator divides: a quotient near a half may round the other way in float64.
+        return np.clip(np.rint(value / scale.reshape(shape)), -128, 127).astype(np.float64)
 
 
 def _largest(view: View, node: onnx.NodeProto) -> float:

@@ -5,7 +5,13 @@ import onnx
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 
-from tlc.export.qdq import carry_through, float_convolution_outputs, quantize_tensors, set_activation_type
+from tlc.export.qdq import (
+    carry_through,
+    float_convolution_outputs,
+    quantize_tensors,
+    set_activation_type,
+    store_int8_weights,
+)
 
 SCALE = np.float32(0.05)
 
@@ -135,3 +141,31 @@ def test_a_reader_that_quantises_already_lends_its_grid() -> None:
     assert "v_scale" not in [tensor.name for tensor in model.graph.initializer]
     (quantizer_of_v,) = (n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == "v")
     assert quantizer_of_v.input[1] == "s"
+
+
+def test_stored_int8_weights_give_the_same_outputs_in_fewer_bytes() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(16, 3, 3, 3)).astype(np.float32)
+    scale = (np.abs(weight).max((1, 2, 3)) / 127).astype(np.float32)
+    weight[0, 0, 0, 0] = 2.5 * scale[0]  # a tie goes to the even integer
+    constants = {"w": weight, "s": scale, "z": np.zeros(16, np.int8)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["w", "s", "z"], ["q"], axis=0),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], axis=0),
+        helper.make_node("Conv", ["x", "d"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 16, 6, 6])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    before, size = run(model), model.ByteSize()
+
+    assert store_int8_weights(model) == 1
+
+    assert [node.op_type for node in model.graph.node] == ["DequantizeLinear", "Conv"]
+    assert model.ByteSize() < 0.6 * size
+    np.testing.assert_array_equal(run(model), before)
