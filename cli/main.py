@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from tlc.cli.build import build_command
 from tlc.cli.check import check_command
 from tlc.cli.compress import compress_command, demo_command, init_command
 from tlc.cli.doctor import doctor_command
@@ -58,6 +59,7 @@ for command in (
     prune_command,
     export_command,
     quantize_command,
+    build_command,
     eval_command,
     check_command,
     init_command,
