@@ -93,6 +93,9 @@ def next_steps(machine: "Machine", targets: "list[Target]") -> list[str]:
 
 
 def _tensorrt_steps(machine: "Machine", targets: "list[Target]") -> list[str]:
+    from tlc.runtime.capability import missing
+    from tlc.runtime.target import load_target, target_names
+
     package, system = machine.packages["tensorrt"], machine.system_tensorrt
     if not machine.gpus:
         return ["For TensorRT targets, compress here, copy the ONNX files to the device, and run tlc build there"]
@@ -101,7 +104,13 @@ def _tensorrt_steps(machine: "Machine", targets: "list[Target]") -> list[str]:
     if package.error is not None:
         return [f"Repair TensorRT, which {package.error}: its version must match CUDA's and the driver's"]
     if package.version is not None:
-        return []
+        known = [target for target in map(load_target, target_names()) if target.tensorrt is not None]
+        if any(missing(target, machine) is None for target in (*targets, *known)):
+            return []
+        return [
+            f"TensorRT {package.version} on SM {machine.gpus[0].sm} is no target yet: describe it in a file, "
+            f"starting from tlc targets {known[-1].name} --toml"
+        ]
     if system.path is not None:
         return [
             f"TensorRT {system.version or ''} is in the system's Python: make the environment with "

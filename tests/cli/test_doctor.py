@@ -137,6 +137,7 @@ def test_the_status_is_that_of_the_target_asked_for(monkeypatch: pytest.MonkeyPa
         (_orin(jetson=None), "pip install 'tensorrt=="),
         (_orin(packages=[Package(name="tensorrt", version="10.3", error="was ended by SIGSEGV")]), "Repair TensorRT"),
         (_orin(driver=Tool(name="NVIDIA driver", error="cuInit failed")), "Make the GPU usable"),
+        (_orin(packages=[Package(name="tensorrt", version="8.6.2")]), "TensorRT 8.6.2 on SM 8.7 is no target yet"),
         (_machine(disk_free_bytes=2**30), "Free some disk: 1.0 GiB are left"),
         (_machine(memory_available_bytes=2**29), "Close other programs: 0.5 GiB of memory"),
     ],
@@ -151,6 +152,11 @@ def test_a_provider_that_onnx_runtime_lacks_has_a_next_step(monkeypatch: pytest.
     (tmp_path / "pc.toml").write_text(text)
     (step,) = _steps(monkeypatch, _machine(), "--target", str(tmp_path / "pc.toml"))
     assert step == "For target pc: pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+
+
+def test_a_gpu_and_tensorrt_that_fit_some_target_need_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    ready = _orin(packages=[Package(name="tensorrt", version="10.3.0")])
+    assert not [step for step in _steps(monkeypatch, ready, "--target", "cuda") if "TensorRT" in step]
 
 
 def test_nothing_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
