@@ -104,8 +104,9 @@ def _tensorrt_steps(machine: "Machine", targets: "list[Target]") -> list[str]:
     if package.error is not None:
         return [f"Repair TensorRT, which {package.error}: its version must match CUDA's and the driver's"]
     if package.version is not None:
-        known = [target for target in map(load_target, target_names()) if target.tensorrt is not None]
-        if any(missing(target, machine) is None for target in (*targets, *known)):
+        known = [*targets, *map(load_target, target_names())]
+        known = [target for target in known if target.tensorrt is not None]
+        if any(missing(target, machine) is None for target in known):
             return []
         return [
             f"TensorRT {package.version} on SM {machine.gpus[0].sm} is no target yet: describe it in a file, "
