@@ -239,7 +239,7 @@ def serves_integers(view: View, name: str) -> bool:
     for reader in view.readers(name):
         if reader.op_type in INTEGER_READERS or view.is_quantised(reader):
             return True
-        if reader.op_type in MOVING and any(serves_integers(view, moved) for moved in reader.output):
+        if reader.op_type in (*MOVING, "Cast") and any(serves_integers(view, moved) for moved in reader.output):
             return True
         if reader.op_type == "QuantizeLinear" and _serves_behind(view, reader):
             return True

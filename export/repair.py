@@ -74,15 +74,22 @@ def repair(
         changes += edit.changes
         if not edit.changes:
             break
-    try:
-        onnx.checker.check_model(copy, full_check=True)
-    except Exception as error:  # the checker and shape inference have exceptions of their own
+    problem = _problem(copy)
+    if problem is not None and _problem(model) is None:
         raise TlcError(
-            f"the repaired graph is not valid: {str(error).splitlines()[0]}",
-            hint="Check the source with onnx.checker.check_model(path, full_check=True).",
-        ) from error
+            f"the repaired graph is not valid: {problem}",
+            hint="Keep the source as it is, and report the file's exporter and this message.",
+        )
     left = tuple(check_model(copy, target))
     return Repaired(model=copy, changes=tuple(changes), left=left, unknown_ranges=tuple(dict.fromkeys(unknown)))
+
+
+def _problem(model: onnx.ModelProto) -> str | None:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 def _for_tensorrt(

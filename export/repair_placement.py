@@ -57,7 +57,7 @@ def behind_activations(edit: Editor) -> None:
         result = last.output[0]
         following = view.readers(result)
         edit.note("pair-before-activation", label(dequantizer), f"the {last.op_type} reads the unrounded tensor")
-        if any(reader.op_type == "QuantizeLinear" for reader in following) or not serves_integers(view, result):
+        if any(reader.op_type == "QuantizeLinear" for reader in following) or not _wants_integers(view, result):
             continue
         scale = view.value(dequantizer.input[1])
         if scale is None or (behind := _largest_behind(view, last, scale)) is None:
@@ -66,6 +66,14 @@ def behind_activations(edit: Editor) -> None:
         edit.rewire(following, result, pair)
         edit.note("pair-before-activation", label(dequantizer), f"a pair behind the {last.op_type}")
     edit.refresh()
+
+
+def _wants_integers(view: View, name: str) -> bool:
+    """Whether an operator behind the tensor runs on integers, or would if the tensor were rounded."""
+    return serves_integers(view, name) or any(
+        reader.op_type in WEIGHTED and reader.input[0] == name and view.dequantizer(reader.input[1]) is not None
+        for reader in view.readers(name)
+    )
 
 
 def _largest_behind(view: View, node: onnx.NodeProto, scale: "np.typing.NDArray[np.generic]") -> float | None:

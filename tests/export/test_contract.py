@@ -1,5 +1,7 @@
 """Every rule: a small graph that breaks it, and its neighbour that does not."""
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -24,7 +26,7 @@ def rounded_once(scale: object = 0.02, zero_point: object = np.int8(0), **attrib
     return net.model(net.conv(net.pair("x", scale, zero_point, **attributes)))
 
 
-def weighted_by(**weights: object) -> onnx.ModelProto:
+def weighted_by(**weights: Any) -> onnx.ModelProto:
     net = Net()
     return net.model(net.conv(net.pair("x"), net.weights(CHANNELS, CHANNELS, 3, 3, **weights)))
 
@@ -189,7 +191,7 @@ def test_pooling_of_float(pool: str) -> None:
     def pooled(*, rounded: bool) -> onnx.ModelProto:
         net = Net()
         hidden = net.op("Relu", net.conv(net.pair("x")))
-        attributes = {} if pool == "GlobalAveragePool" else {"kernel_shape": [2, 2]}
+        attributes: dict[str, Any] = {} if pool == "GlobalAveragePool" else {"kernel_shape": [2, 2]}
         return net.model(net.op(pool, net.pair(hidden) if rounded else hidden, **attributes))
 
     assert rules(pooled(rounded=False)) == {"float-pooling-input"}
@@ -306,10 +308,10 @@ def test_inputs_that_have_to_be_constants() -> None:
         ("MaxPool", {"kernel_shape": [2, 2], "dilations": [2, 2]}),
         ("MaxPool", {"kernel_shape": [2, 2], "outputs": 2}),
         ("Resize", {"mode": "cubic"}),
-        ("TopK", {"sorted": 0}),
+        ("TopK", {"sorted": 0, "outputs": 2}),
     ],
 )
-def test_settings_that_the_parser_does_not_read(op_type: str, attributes: dict[str, object]) -> None:
+def test_settings_that_the_parser_does_not_read(op_type: str, attributes: dict[str, Any]) -> None:
     net = Net()
     extra = [net.constant(np.array([3]))] if op_type == "TopK" else []
     if op_type == "Resize":
@@ -391,7 +393,7 @@ def test_float16_on_a_cpu() -> None:
 def test_constants_may_be_nodes() -> None:
     model = rounded_once(zero_point=np.int8(3))
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name.startswith("z"))
-    node = helper.make_node("Constant", [], [tensor.name], value=numpy_helper.from_array(np.int8(3)))
+    node = helper.make_node("Constant", [], [tensor.name], value=numpy_helper.from_array(np.asarray(3, np.int8)))
     model.graph.initializer.remove(tensor)
     model.graph.node.insert(0, node)
 

@@ -67,7 +67,11 @@ class Net:
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
             [numpy_helper.from_array(value, name) for name, value in self.constants.items()],
         )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        inferred = onnx.shape_inference.infer_shapes(model)
+        for value, known in zip(model.graph.output, inferred.graph.output, strict=True):
+            value.CopyFrom(known)
+        return model
 
 
 def two_convolutions() -> onnx.ModelProto:
