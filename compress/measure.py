@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from tlc.calibration.cache import Pixels
 from tlc.calibration.metrics import accuracy_change, agreement, predict, score
 from tlc.compress.events import Emit, Progress
+from tlc.export.engine import BuildOptions, build_engine
 from tlc.export.graph import graph_stats
 from tlc.runtime.artifact import sha256_file
 from tlc.runtime.capability import missing, this_machine
 from tlc.runtime.latency import Latency, disturbance, measure_interleaved, speedup
 from tlc.runtime.memory import peak_memory_bytes
-from tlc.runtime.report import Agreement, Interval, Measurement
+from tlc.runtime.openvino import OpenVinoSession
+from tlc.runtime.plan import read_record
+from tlc.runtime.report import Agreement, Interval, LayerPrecisions, Measurement
 from tlc.runtime.session import OrtSession, Session
 from tlc.runtime.sessions import open_session
 from tlc.runtime.target import Target
@@ -82,19 +85,40 @@ class Runner:
         """Return what the runtime loads: the file itself, or the engine that TensorRT builds from it in `precision`."""
         if self.missing or self.target.runtime != "tensorrt":
             return path
-        from tlc.export.engine import BuildOptions, build_engine
-
         plan = self.engines / f"{sha256_file(path)[:16]}-{precision}.plan"
         if not plan.exists():
             self.engines.mkdir(parents=True, exist_ok=True)
-            build_engine(path, plan, self.target, BuildOptions(precision=precision))
+            build_engine(path, plan, self.target, BuildOptions(precision=self._built_in(precision)))
         return plan
+
+    def _built_in(self, precision: Precision) -> Literal["auto", "fp32", "fp16", "int8", "best"]:
+        """Return what the builder may use: where precisions stand in the graph it takes them from there."""
+        assert self.target.tensorrt is not None
+        if self.target.tensorrt.strongly_typed:
+            return "auto"
+        return "best" if precision == "int8" and "fp16" in self.target.precisions else precision
 
     def open(self, path: Path, precision: Precision, *, threads: int) -> Session:
         """Return a session of the file that runs in `precision`."""
         if self.missing:
             return OrtSession(path, threads=threads)
         return open_session(self.deployed(path, precision), self.target, threads=threads)
+
+    def layers(self, path: Path, precision: Precision) -> LayerPrecisions | None:
+        """Return what the runtime says its layers run in; None where it does not tell."""
+        if self.missing or self.target.runtime == "onnxruntime":
+            return None
+        if self.target.runtime == "tensorrt":
+            summary = read_record(self.deployed(path, precision)).layers
+            if summary is None:
+                return None
+            return LayerPrecisions(
+                layers=summary.layers_by_precision,
+                time_ratios=summary.time_ratio_by_precision or {},
+                reformats=summary.reformats,
+            )
+        with OpenVinoSession(path, threads=self.target.threads) as session:
+            return LayerPrecisions(layers=session.product_precisions, time_ratios={}, reformats=None)
 
     def logits(self, path: Path, precision: Precision, pixels: Pixels) -> NDArray[np.float32]:
         """Return the file's logits (N, K) for all samples in order, on all cores."""
@@ -196,7 +220,7 @@ def measure(
                 )
                 if measured
                 else None,
-                layers=None,
+                layers=runner.layers(candidate.path, candidate.precision),
                 accuracy=score(own, labels, classes),
                 change=None if candidate.name == original else accuracy_change(logits[original], own, labels, classes),
                 agreement=candidate.checked or agreement(logits[str(candidate.made_from)], own),

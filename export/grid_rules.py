@@ -215,7 +215,8 @@ def integers(view: View, node: onnx.NodeProto) -> "np.typing.NDArray[np.float64]
         shape[axis] = -1
     with np.errstate(divide="ignore", invalid="ignore"):
         # In float32, as the operator divides: a quotient near a half may round the other way in float64.
-        return np.clip(np.rint(value / scale.reshape(shape)), -128, 127).astype(np.float64)
+        rounded: np.typing.NDArray[np.float64] = np.clip(np.rint(value / scale.reshape(shape)), -128, 127)
+        return rounded.astype(np.float64)
 
 
 def _largest(view: View, node: onnx.NodeProto) -> float:

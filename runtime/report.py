@@ -101,14 +101,15 @@ class Agreement(_Record):
 
 
 class LayerPrecisions(_Record):
-    """What a built engine or compiled model says of its layers: proof that INT8 ran, and what reformatting it took."""
+    """What an engine, or a model that OpenVINO compiled, says of its layers: proof that INT8 ran."""
 
     layers: dict[str, int]
-    """Layers by precision, such as `int8`, `fp16`, `fp32`."""
+    """Layers by precision, as the runtime names it (`int8`, `fp16`; OpenVINO's `u8`, `i8`, `f32`). Of OpenVINO the
+    convolutions and matrix products."""
     time_ratios: dict[str, float]
     """Share of the time of one inference by precision; empty where the runtime does not tell."""
-    reformats: int
-    """Layers that only change the format of a tensor."""
+    reformats: int | None
+    """Layers that only change the format of a tensor; None where the runtime does not tell."""
 
 
 class Measurement(_Record):
