@@ -50,11 +50,13 @@ def check_command(
     data = options["data"]
     _require_consistent(file, output, fixing, reference, data)
     device = load_target(target)
-    from tlc.compress.check import check_file, fix_file
+    from tlc.export.contract import check_file
 
     found = check_file(file, device)
     fix = None
     if output is not None:
+        from tlc.compress.check import fix_file
+
         recipe = None if data is None else recipe_from({**options, "target": target}, file)
         fix = fix_file(file, output, device, reference=reference, recipe=recipe)
     if as_json:

@@ -1,4 +1,4 @@
-"""Check an ONNX file against a target's rules, repair it, and measure what the repair changed."""
+"""Repair an ONNX file for a target, and measure what the repair changed."""
 
 import os
 from collections.abc import Sequence
@@ -17,13 +17,12 @@ from tlc.calibration.metrics import accuracy_change, predict, score
 from tlc.compress.inputs import resolve_preprocess
 from tlc.compress.plan import read_splits
 from tlc.compress.recipe import Recipe
-from tlc.export.contract import Violation, check_model
+from tlc.export.contract import Violation, load_onnx
 from tlc.export.edit import Change
 from tlc.export.fidelity import measured_ranges, output_sqnr_db
 from tlc.export.metadata import read_metadata
 from tlc.export.repair import Repaired, repair
 from tlc.runtime.artifact import write_bytes
-from tlc.runtime.errors import TlcError
 from tlc.runtime.report import Accuracy, AccuracyChange
 from tlc.runtime.session import OrtSession
 from tlc.runtime.target import Target
@@ -71,14 +70,6 @@ class Fix(BaseModel):
     """Of the float file, if there is one, the source and the repaired file; empty without data."""
 
 
-def check_file(path: Path, target: Target) -> list[Violation]:
-    """Return every violation of the target's rules in an ONNX file.
-
-    Raises TlcError when there is no such file, or it is not ONNX.
-    """
-    return check_model(_loaded(path), target)
-
-
 def fix_file(
     path: Path, out: Path, target: Target, *, reference: Path | None = None, recipe: Recipe | None = None
 ) -> Fix:
@@ -97,8 +88,8 @@ def fix_file(
         TlcError: a file is not ONNX, or the data does not fit it.
 
     """
-    source = _loaded(path)
-    exact = None if reference is None else _loaded(reference)
+    source = load_onnx(path)
+    exact = None if reference is None else load_onnx(reference)
     images = None if recipe is None else _images(recipe, [path, *([] if reference is None else [reference])], source)
     repaired = repair(source, target, reference=exact)
     if repaired.unknown_ranges and images is not None:
@@ -121,18 +112,6 @@ def fix_file(
         noise=_compared(exact, source, repaired, feeds) if feeds else (),
         scores=scores,
     )
-
-
-def _loaded(path: Path) -> onnx.ModelProto:
-    if not path.is_file():
-        raise TlcError(f"no model file at {path}", hint="Check the path.")
-    try:
-        model = onnx.load(path)
-    except Exception as error:  # protobuf's own errors differ between its backends
-        raise TlcError(f"{path} is not an ONNX file.", hint="Give a file that an exporter wrote.") from error
-    if not model.graph.node or not model.opset_import:
-        raise TlcError(f"{path} is not an ONNX file.", hint="Give a file that an exporter wrote.")
-    return model
 
 
 def _images(recipe: Recipe, files: Sequence[Path], model: onnx.ModelProto) -> tuple[Pixels, Pixels]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from onnx import TensorProto
 from tlc.export import grid_rules, ort_rules, placement_rules
 from tlc.export.view import View, attribute
 from tlc.export.violation import Severity, Violation, broken
+from tlc.runtime.errors import TlcError
 from tlc.runtime.target import Target, TensorRT
 
 if sys.version_info >= (3, 11):
@@ -23,11 +25,29 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Severity", "Violation", "check_model"]
+__all__ = ["Severity", "Violation", "check_file", "check_model", "load_onnx"]
 
 _INT32 = np.iinfo(np.int32)
 _DOMAINS = ("", "ai.onnx")
 _SHAPES_FIX = "Export with fixed sizes, or give `tlc build` the smallest, usual and largest shape."
+
+
+def check_file(path: Path, target: Target) -> list[Violation]:
+    """Return what `check_model` finds in an ONNX file; TlcError when there is none, or it is not ONNX."""
+    return check_model(load_onnx(path), target)
+
+
+def load_onnx(path: Path) -> onnx.ModelProto:
+    """Return an ONNX file with its weights; TlcError when there is none, or it is not ONNX."""
+    if not path.is_file():
+        raise TlcError(f"no model file at {path}", hint="Check the path.")
+    try:
+        model = onnx.load(path)
+    except Exception as error:  # protobuf's own errors differ between its backends
+        raise TlcError(f"{path} is not an ONNX file.", hint="Give a file that an exporter wrote.") from error
+    if not model.graph.node or not model.opset_import:
+        raise TlcError(f"{path} is not an ONNX file.", hint="Give a file that an exporter wrote.")
+    return model
 
 
 def check_model(model: onnx.ModelProto, target: Target) -> list[Violation]:
