@@ -12,13 +12,14 @@ import onnx
 
 from tlc.compress.checkpoint import load_saved, save_model
 from tlc.compress.events import Emit, StageDone, silent
-from tlc.compress.measure import Candidate, Runner, Timing, is_faster, measure, top1
+from tlc.compress.measure import Candidate, Timing, is_faster, measure, top1
 from tlc.compress.model import Model
 from tlc.compress.plan import Plan, make_plan
 from tlc.compress.processes import leads, wait_for_all
 from tlc.compress.quantize import QuantizeRecord
 from tlc.compress.recipe import Recipe
 from tlc.compress.run import RunFolder, StageResult, open_run
+from tlc.compress.runner import Runner
 from tlc.compress.stages import Data, export_model, make_pruned, make_student, prepare_data, quantize_file
 from tlc.compress.student import is_built_from_teacher
 from tlc.compress.verdict import choose, verdict
@@ -331,7 +332,7 @@ class _Pipeline:
         def make(_folder: Path) -> dict[str, Any]:
             sample, labels = self.data.fit.batch(np.arange(1)), np.asarray(self.data.holdout.labels)
             gain = is_faster(before.onnx, after.onnx, sample, self.runner, self.timing, self.emit)
-            scores = [top1(self.runner.logits(v.onnx, "fp32", self.data.holdout), labels) for v in (before, after)]
+            scores = [top1(self.runner.logits(v.onnx, self.data.holdout), labels) for v in (before, after)]
             return {"speedup": gain.model_dump(), "holdout_top1": scores}
 
         inputs = {

@@ -20,11 +20,12 @@ from tlc.compress.arch import build, parse_arch
 from tlc.compress.distill import distill
 from tlc.compress.events import Emit, Progress
 from tlc.compress.losses import softened_kl
-from tlc.compress.measure import Runner, logits_of, top1
+from tlc.compress.measure import top1
 from tlc.compress.model import Model
 from tlc.compress.prune import prune_step, reestimate_batchnorm
 from tlc.compress.quantize import QuantizeRecord, check_calibration, quantize_within_budget
 from tlc.compress.recipe import Recipe
+from tlc.compress.runner import Runner, logits_of
 from tlc.compress.student import is_built_from_teacher, student_from_teacher
 from tlc.compress.train import bf16_is_fast, evaluate
 from tlc.export.onnx import onnx_from_torch
@@ -270,7 +271,7 @@ def quantize_file(
     count = check_calibration(len(data.fit), recipe.quantize)
     indices = balanced_indices(np.asarray(data.fit.labels), count, seed=recipe.seed)
     labels = np.asarray(data.judge.labels)
-    before = top1(runner.logits(float_onnx, "fp32", data.judge), labels)
+    before = top1(runner.logits(float_onnx, data.judge), labels)
     return quantize_within_budget(
         float_onnx,
         out,
@@ -278,7 +279,7 @@ def quantize_file(
         count=count,
         target=runner.target,
         settings=recipe.quantize,
-        drop_points=lambda path: 100 * (before - top1(runner.logits(path, "int8", data.judge), labels)),
+        drop_points=lambda path: 100 * (before - top1(runner.logits(path, data.judge), labels)),
         budget_points=recipe.max_drop_points,
         full=full,
         on_progress=lambda done, total: emit(Progress("calibrate", done, total)),

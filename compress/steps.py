@@ -18,18 +18,20 @@ from tlc.compress.checkpoint import save_model
 from tlc.compress.events import Emit, silent
 from tlc.compress.inputs import resolve_preprocess
 from tlc.compress.load import load_model
-from tlc.compress.measure import Runner
 from tlc.compress.model import Model
 from tlc.compress.plan import Plan, make_plan, read_splits
 from tlc.compress.quantize import QuantizeRecord
 from tlc.compress.recipe import ModelSection, Recipe
+from tlc.compress.runner import Runner
 from tlc.compress.stages import Data, make_pruned, make_student, prepare_data, quantize_file
 from tlc.export.graph import graph_stats
 from tlc.export.metadata import read_metadata, write_metadata
 from tlc.export.onnx import onnx_from_torch
 from tlc.runtime.artifact import replacing_dir
 from tlc.runtime.errors import TlcError
+from tlc.runtime.plan import read_record
 from tlc.runtime.report import Accuracy, AccuracyChange
+from tlc.runtime.sessions import ENGINES
 from tlc.runtime.target import load_target
 
 
@@ -77,7 +79,7 @@ def quantize_to(recipe: Recipe, output: Path, emit: Emit = silent) -> QuantizeRe
         data = prepare_data(source.splits, source.preprocess, Path(work))
         with _beside(output) as path:
             runner = Runner.here(load_target(recipe.target), Path(work))
-            record = quantize_file(source.onnx, path, data, recipe, runner, emit)
+            record = quantize_file(source.file, path, data, recipe, runner, emit)
             write_metadata(path, path, source.preprocess, source.splits.classes)
     return record
 
@@ -93,7 +95,7 @@ class Evaluation(BaseModel):
 
 
 def evaluate_files(recipes: Sequence[Recipe]) -> list[Evaluation]:
-    """Score the models or ONNX files of `recipes`, all with the same data, on its evaluation images."""
+    """Score the models, ONNX files or engines of `recipes`, all with the same data, on its evaluation images."""
     rows: list[Evaluation] = []
     first: NDArray[np.float32] | None = None
     for recipe in recipes:
@@ -101,7 +103,7 @@ def evaluate_files(recipes: Sequence[Recipe]) -> list[Evaluation]:
             source = _opened(recipe, Path(work))
             images = source.splits.evaluation
             runner = Runner.here(load_target(recipe.target), Path(work))
-            logits = runner.logits(source.onnx, "fp32", prepare(images, source.preprocess))
+            logits = runner.logits(source.file, prepare(images, source.preprocess))
             labels = np.asarray(images.labels)
             change = None if first is None else accuracy_change(first, logits, labels, images.classes)
             rows.append(
@@ -113,24 +115,29 @@ def evaluate_files(recipes: Sequence[Recipe]) -> list[Evaluation]:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A float or INT8 ONNX file with what feeds it."""
+    """A float or INT8 ONNX file, or an engine, with what feeds it."""
 
-    onnx: Path
+    file: Path
     preprocess: Preprocess
     splits: Splits
 
 
 def _opened(recipe: Recipe, work: Path) -> _Source:
-    """Return the recipe's ONNX file, made from the model where it is none, and its data."""
-    if recipe.model.path.suffix != ".onnx":
+    """Return the recipe's ONNX file or engine, an ONNX file made from the model where it is neither, and its data."""
+    if recipe.model.path.suffix not in (".onnx", *ENGINES):
         plan = make_plan(_without(recipe, student=True, prune=True))
         path = work / "model.onnx"
         onnx_from_torch(plan.model.module, plan.model.preprocess.input_shape, path, opset=plan.target.opset)
         return _Source(path, plan.model.preprocess, plan.splits)
-    recorded, classes = read_metadata(recipe.model.path)
+    if recipe.model.path.suffix == ".onnx":
+        recorded, classes = read_metadata(recipe.model.path)
+        outputs = graph_stats(recipe.model.path).outputs[0].shape[-1]
+    else:
+        record = read_record(recipe.model.path)
+        recorded = Preprocess.model_validate_json(record.preprocess) if record.preprocess else None
+        classes, outputs = tuple(record.classes), record.outputs[0].shape[-1]
     splits = read_splits(recipe)
     preprocess = resolve_preprocess(recorded, None, recipe.model.preprocess, splits.image_size)
-    outputs = graph_stats(recipe.model.path).outputs[0].shape[-1]
     return _Source(recipe.model.path, preprocess, splits.for_model(int(outputs), classes))
 
 

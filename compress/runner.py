@@ -1,0 +1,108 @@
+"""Opening files where the target would: in its runtime where that is here."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from tlc.calibration.cache import Pixels
+from tlc.calibration.metrics import predict
+from tlc.export.engine import BuildOptions, build_engine
+from tlc.export.onnx_facts import read_onnx_facts
+from tlc.runtime.artifact import sha256_file
+from tlc.runtime.capability import missing, this_machine
+from tlc.runtime.openvino import OpenVinoSession
+from tlc.runtime.plan import read_record
+from tlc.runtime.report import LayerPrecisions
+from tlc.runtime.session import OrtSession, Session
+from tlc.runtime.sessions import ENGINES, open_session
+from tlc.runtime.target import Target
+
+_BATCH_SIZE = 64
+"""Samples at once while accuracy is measured, where the file leaves it open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """Opens files in the target's runtime where that is here, else in ONNX Runtime on this machine's CPU."""
+
+    target: Target
+    engines: Path
+    """Folder for what TensorRT builds, named by the content of the ONNX file."""
+    missing: str
+    """Why the target's runtime is not here, and what to do; empty where it is."""
+
+    @classmethod
+    def here(cls, target: Target, engines: Path) -> "Runner":
+        """Return the runner of this machine."""
+        if (reason := missing(target)) is None:
+            return cls(target, engines, "")
+        if target.runtime == "tensorrt":
+            step = f"Build and time the files where it runs: tlc build model.onnx --target {target.name} -o model.plan."
+        else:
+            step = "Install it, and run again with --resume."
+        return cls(target, engines, f"{reason[0].upper()}{reason[1:]}. {step}")
+
+    @property
+    def runtime(self) -> str:
+        """What files run in, with its version: `onnxruntime 1.31.1`."""
+        name = "onnxruntime" if self.missing else self.target.runtime
+        return f"{name} {this_machine().packages[name].version if name != 'onnxruntime' else onnxruntime.__version__}"
+
+    def deployed(self, path: Path) -> Path:
+        """Return what the runtime loads: the file itself, or the engine that TensorRT builds from it."""
+        if self.missing or self.target.runtime != "tensorrt" or path.suffix in ENGINES:
+            return path
+        plan = self.engines / f"{sha256_file(path)[:16]}.plan"
+        if not plan.exists():
+            self.engines.mkdir(parents=True, exist_ok=True)
+            build_engine(path, plan, self.target, BuildOptions(precision=self._built_in(path)))
+        return plan
+
+    def _built_in(self, path: Path) -> Literal["auto", "fp32", "fp16", "int8", "best"]:
+        """Return what the builder may use: what the file holds, and float16 around int8."""
+        assert self.target.tensorrt is not None
+        if self.target.tensorrt.strongly_typed:
+            return "auto"  # it takes precisions from the graph
+        facts = read_onnx_facts(path)
+        if facts.is_quantized:
+            return "best" if "fp16" in self.target.precisions else "int8"
+        return "fp16" if facts.has_float16 else "fp32"
+
+    def open(self, path: Path, *, threads: int) -> Session:
+        """Return a session of an ONNX file or an engine."""
+        if self.missing and path.suffix not in ENGINES:
+            return OrtSession(path, threads=threads)
+        return open_session(self.deployed(path), self.target, threads=threads)
+
+    def layers(self, path: Path) -> LayerPrecisions | None:
+        """Return what the runtime says its layers run in; None where it does not tell."""
+        if self.missing or self.target.runtime == "onnxruntime":
+            return None
+        if self.target.runtime == "tensorrt":
+            summary = read_record(self.deployed(path)).layers
+            if summary is None:
+                return None
+            return LayerPrecisions(
+                layers=summary.layers_by_precision,
+                time_ratios=summary.time_ratio_by_precision or {},
+                reformats=summary.reformats,
+            )
+        with OpenVinoSession(path, threads=self.target.threads) as session:
+            return LayerPrecisions(layers=session.product_precisions, time_ratios={}, reformats=None)
+
+    def logits(self, path: Path, pixels: Pixels) -> NDArray[np.float32]:
+        """Return the file's logits (N, K) for all samples in order, on all cores."""
+        with self.open(path, threads=os.cpu_count() or 1) as session:
+            return logits_of(session, pixels)
+
+
+def logits_of(session: Session, pixels: Pixels) -> NDArray[np.float32]:
+    """Return the logits (N, K) for all samples in order."""
+    (spec,), output = session.inputs, session.outputs[0].name
+    batch_size = spec.shape[0] if isinstance(spec.shape[0], int) else _BATCH_SIZE
+    return predict(lambda images: session.run({spec.name: images})[output], pixels, batch_size)
