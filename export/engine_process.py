@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from tlc.runtime.errors import TlcError
+from tlc.runtime.gpu import WORKER_VARIABLE
 
 R = TypeVar("R", bound=BaseModel)
 Cause = Literal["memory", "no_kernel", "other"]
@@ -71,7 +72,7 @@ def run_child(command: list[str], *, what: str, limits: str, timeout_s: float, c
 
     Raises ChildError when a signal ended it or time ran out, and with `check` when its exit status is not 0.
     """
-    env = {**os.environ, "PYTHONSAFEPATH": "1"}
+    env = {**os.environ, "PYTHONSAFEPATH": "1", WORKER_VARIABLE: "1"}
     try:
         done = subprocess.run(  # noqa: S603
             command,

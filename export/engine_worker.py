@@ -145,14 +145,13 @@ def _set_flags(trt: Any, config: Any, request: BuildRequest, version: str) -> No
 
 
 def _set_limits(trt: Any, config: Any, request: BuildRequest) -> None:
+    pools = getattr(trt, "MemoryPoolType", None)  # from 8.4 on; before, there is the workspace alone
     for name, size_bytes in request.pools_bytes.items():
-        if not hasattr(config, "set_memory_pool_limit"):
-            if name == "WORKSPACE":  # before 8.4 there is this one alone
-                config.max_workspace_size = size_bytes
-            continue
-        pool = getattr(trt.MemoryPoolType, name, None)
-        if pool is not None:
+        pool = getattr(pools, name, None)
+        if pool is not None and hasattr(config, "set_memory_pool_limit"):
             config.set_memory_pool_limit(pool, size_bytes)
+        elif name == "WORKSPACE" and hasattr(config, "max_workspace_size"):
+            config.max_workspace_size = size_bytes
     if request.aux_streams is not None and hasattr(config, "max_aux_streams"):
         config.max_aux_streams = request.aux_streams
 

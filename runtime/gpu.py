@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,8 @@ from tlc.runtime.errors import TlcError
 
 _MODULE = "tlc.runtime.gpu"
 _TIMEOUT_S = 120
+WORKER_VARIABLE = "TLC_ENGINE_WORKER"
+"""Set in children that may crash without harm: they ask for themselves."""
 _POWER_MODE = Path("/var/lib/nvpmodel/status")
 
 
@@ -44,6 +47,8 @@ class EngineHost:
 @cache
 def engine_host() -> EngineHost:
     """Return what this machine has; asked once a process. Never raises for what is missing or broken."""
+    if os.environ.get(WORKER_VARIABLE):
+        return _machine(list(_steps())[-1])
     env = {**os.environ, "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-m", _MODULE]
     try:
@@ -86,6 +91,14 @@ def require_tensorrt(host: EngineHost) -> str:
 
 def main() -> int:
     """Print one JSON object per step, each with all that is known by then."""
+    for known in _steps():
+        sys.stdout.write(json.dumps(known) + "\n")
+        sys.stdout.flush()
+    return 0
+
+
+def _steps() -> Iterator[dict[str, object]]:
+    """Yield what is known after CUDA was asked, and after TensorRT was imported."""
     known: dict[str, object] = asdict(_unknown("not asked"))
     known["power_mode"] = _power_mode()
     try:
@@ -95,8 +108,7 @@ def main() -> int:
         known["gpu_problem"] = "" if devices else "CUDA counts no device"
     except TlcError as error:
         known["gpu_problem"] = error.message
-    sys.stdout.write(json.dumps(known) + "\n")
-    sys.stdout.flush()
+    yield known
     try:
         import tensorrt
 
@@ -104,8 +116,7 @@ def main() -> int:
         known["can_build"] = hasattr(tensorrt, "Builder") and hasattr(tensorrt, "OnnxParser")
     except (ImportError, OSError, AttributeError, TypeError) as error:
         known["tensorrt_problem"] = f"{type(error).__name__}: {error}"
-    sys.stdout.write(json.dumps(known) + "\n")
-    return 0
+    yield known
 
 
 def _power_mode() -> str:
