@@ -7,10 +7,12 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from tlc.export.fp16 import fp16_from_float
 from tlc.export.onnx import onnx_from_torch
+from tlc.export.opset import lower_opset
 from tlc.runtime.errors import TlcError
 
 
@@ -79,3 +81,106 @@ def test_attention_loads_without_crashing_the_process(tmp_path: Path) -> None:
     onnx_from_torch(Attention(), (3, 16, 16), tmp_path / "m.onnx", opset=18)
     fp16_from_float(tmp_path / "m.onnx", tmp_path / "h.onnx")
     assert subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "h.onnx")], check=False).returncode == 0
+
+
+def save(path: Path, body: str, initialisers: str, opset: int = 18) -> Path:
+    text = f"""<ir_version: 8, opset_import: ["" : {opset}]>
+    g (float[N, 4] input) => (float[N, 4] logits) <{initialisers}> {{ {body} }}"""
+    onnx.save(onnx.parser.parse_model(text), path)
+    return path
+
+
+def run_in_float16(path: Path, batch: np.ndarray) -> np.ndarray:
+    """Run by onnx's reference: many of ONNX Runtime's CPU kernels compute in float32, where nothing overflows."""
+    return np.asarray(ReferenceEvaluator(onnx.load(path)).run(None, {"input": batch})[0])
+
+
+HUGE = "a = Mul (input, big) b = Relu (a) c = Mul (b, small) logits = Tanh (c)"
+BATCHES = [np.array([[1, -2, 0.5, 3]], np.float32), np.array([[0.1, 2, -0.5, 0.25]], np.float32)]
+
+
+def test_what_overflows_on_the_samples_stays_float32_from_its_writer_to_its_readers(tmp_path: Path) -> None:
+    single = save(tmp_path / "m.onnx", HUGE, "float big = {60000}, float small = {0.00001}")
+    record = fp16_from_float(single, tmp_path / "h.onnx", samples=BATCHES)
+    assert [(node.op_type, node.reason) for node in record.kept] == [
+        ("Mul", "overflow"),
+        ("Relu", "overflow"),
+        ("Mul", "overflow"),
+    ]
+    assert record.kept[0].why == "a reaches 1.8e+05, float16 ends at 65504"
+    assert (record.nodes, record.samples) == (4, 2)
+    for batch in BATCHES:
+        np.testing.assert_allclose(run(tmp_path / "h.onnx", batch), run(single, batch), rtol=2e-3, atol=1e-6)
+        np.testing.assert_allclose(run_in_float16(tmp_path / "h.onnx", batch), run(single, batch), rtol=2e-3, atol=1e-6)
+    casts = [node for node in onnx.load(tmp_path / "h.onnx").graph.node if node.op_type == "Cast"]
+    assert len(casts) == 2  # in front of Tanh, and behind it: nothing between the three nodes
+
+
+def test_without_samples_the_same_graph_overflows(tmp_path: Path) -> None:
+    single = save(tmp_path / "m.onnx", HUGE, "float big = {60000}, float small = {0.00001}")
+    assert fp16_from_float(single, tmp_path / "h.onnx").kept == ()
+    assert np.abs(run_in_float16(tmp_path / "h.onnx", BATCHES[0]) - run(single, BATCHES[0])).max() > 0.01
+
+
+def test_what_vanishes_in_float16_stays_float32(tmp_path: Path) -> None:
+    body = "a = Mul (input, tiny) b = Div (a, divisor) logits = Tanh (b)"
+    single = save(tmp_path / "m.onnx", body, "float tiny = {0.0000001}, float divisor = {0.0000001}")
+    record = fp16_from_float(single, tmp_path / "h.onnx", samples=BATCHES)
+    assert [(node.op_type, node.reason) for node in record.kept] == [("Mul", "underflow"), ("Div", "underflow")]
+    assert "a is at most 3e-07, float16's smallest steps are 6e-8" in record.kept[0].why
+    np.testing.assert_allclose(run(tmp_path / "h.onnx", BATCHES[0]), run(single, BATCHES[0]), rtol=2e-3)
+
+
+def test_small_values_beside_large_ones_do_no_harm(tmp_path: Path) -> None:
+    single = save(tmp_path / "m.onnx", "a = Mul (input, s) logits = Softmax (a)", "float[4] s = {20, 1, 1, 1}")
+    assert fp16_from_float(single, tmp_path / "h.onnx", samples=BATCHES).kept == ()
+
+
+def test_a_mean_of_squares_is_float32_without_samples_too(tmp_path: Path) -> None:
+    body = "n = LayerNormalization <epsilon = 1e-12> (input, s) logits = Identity (n)"
+    model = onnx.load(save(tmp_path / "m.onnx", body, "float[4] s = {1, 2, 3, 4}"))
+    lower_opset(model, 16)
+    onnx.save(model, tmp_path / "m.onnx")
+    record = fp16_from_float(tmp_path / "m.onnx", tmp_path / "h.onnx")
+    assert [node.op_type for node in record.kept] == ["Pow", "ReduceMean", "Add", "Sqrt"]
+    batch = 5000 * BATCHES[0]
+    np.testing.assert_allclose(run(tmp_path / "h.onnx", batch), run(tmp_path / "m.onnx", batch), rtol=5e-3, atol=5e-3)
+
+
+def test_named_nodes_stay_float32(tmp_path: Path) -> None:
+    single = save(tmp_path / "m.onnx", "[first] a = Mul (input, s) logits = Tanh (a)", "float s = {3}")
+    fp16_from_float(single, tmp_path / "h.onnx", keep=["first"])
+    model = onnx.load(tmp_path / "h.onnx")
+    assert {tensor.data_type for tensor in model.graph.initializer} == {onnx.TensorProto.FLOAT}
+
+
+def test_an_infinite_mask_and_integers_pass(tmp_path: Path) -> None:
+    body = """one = Constant <value_float = 1.0> () a = Mul (input, one) big = Greater (a, one)
+    m = Where (big, minus, a) i = Cast <to = 7> (a) f = Cast <to = 1> (i) e = Exp (m) logits = Add (e, f)"""
+    single = save(tmp_path / "m.onnx", body, "float minus = {-1}")
+    model = onnx.load(single)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.array(-np.inf, np.float32), "minus"))
+    onnx.save(model, single)
+    record = fp16_from_float(single, tmp_path / "h.onnx", samples=BATCHES)
+    assert record.kept == ()
+    np.testing.assert_allclose(run(tmp_path / "h.onnx", BATCHES[0]), run(single, BATCHES[0]), rtol=2e-3)
+
+
+def test_scales_of_resizing_stay_float32(tmp_path: Path) -> None:
+    body = "u = Resize (input, , scales) v = Resize (u, , half) logits = Neg (v)"
+    save(tmp_path / "m.onnx", body, "float[2] scales = {1, 3}, float[2] half = {1, 0.33334}")
+    fp16_from_float(tmp_path / "m.onnx", tmp_path / "h.onnx")
+    np.testing.assert_allclose(run(tmp_path / "h.onnx", BATCHES[0]), run(tmp_path / "m.onnx", BATCHES[0]))
+
+
+def test_no_samples_at_all_and_branches_are_refused(tmp_path: Path) -> None:
+    single = save(tmp_path / "m.onnx", HUGE, "float big = {6}, float small = {1}")
+    with pytest.raises(TlcError, match="no samples to measure"):
+        fp16_from_float(single, tmp_path / "h.onnx", samples=[])
+    branch = """zero = Constant <value_float = 0.0> () sum = ReduceSum <keepdims = 0> (input) up = Greater (sum, zero)
+    logits = If (up) <then_branch = t () => (float[N, 4] p) { p = Neg (input) },
+                      else_branch = e () => (float[N, 4] q) { q = Abs (input) }>"""
+    single = save(tmp_path / "b.onnx", branch, "float unused = {1}")
+    with pytest.raises(TlcError, match=r"If .* holds a graph of its own"):
+        fp16_from_float(single, tmp_path / "h.onnx")
+    assert not (tmp_path / "h.onnx").exists()
