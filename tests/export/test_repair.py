@@ -1,6 +1,7 @@
 """Every repair: afterwards nothing is left, and the outputs are those of the source as far as the grid allows."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -346,6 +347,41 @@ def test_onnx_runtime_gets_its_type_one_scale_and_rounded_outputs() -> None:
     assert ratio_db(signed, clean(signed, "cpu-x86")) == np.inf
     assert repaired(output, "cpu-x86").unknown_ranges == (inner,)
     assert ops(clean(output, "cpu-x86", ranges={inner: (-3.0, 3.0)})).count("QuantizeLinear") == 2
+
+
+def fused(model: onnx.ModelProto, path: Path) -> list[str]:
+    """Operators after ONNX Runtime's own optimisations."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(path)
+    options.log_severity_level = 3
+    ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return ops(onnx.load(path))
+
+
+def test_onnx_runtime_convolves_in_integers_after_the_repair_and_not_before(tmp_path: Path) -> None:
+    net = Net()
+    inner = net.conv(net.pair(net.op("Relu", "x"), zero_point=np.uint8(0)))
+    source = net.model(net.op("HardSwish", inner))
+    model = clean(source, "cpu-x86", ranges={inner: (-20.0, 20.0)})
+
+    assert "QLinearConv" not in fused(source, tmp_path / "before.onnx")
+    assert "QLinearConv" in fused(model, tmp_path / "after.onnx")
+
+
+def test_onnx_runtime_fails_behind_many_scales_and_runs_behind_one(tmp_path: Path) -> None:
+    net = Net()
+    inner = net.conv(net.pair(net.op("Relu", "x"), np.full(CHANNELS, 0.02), np.zeros(CHANNELS, np.uint8), axis=1))
+    source = net.model(net.op("HardSwish", net.pair(inner, 0.2, np.uint8(128))))
+
+    def optimised(model: onnx.ModelProto) -> NDArray[Any]:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return np.asarray(session.run(None, {"x": IMAGES})[0])
+
+    with pytest.raises(Exception, match="input zero point must be a scalar"):
+        optimised(source)
+    assert sqnr_db(run(source)[0], optimised(clean(source, "cpu-x86"))) > 20
 
 
 def test_repairing_twice_changes_nothing_more() -> None:
