@@ -88,10 +88,7 @@ def structural_float32(model: onnx.ModelProto) -> list[KeptNode]:
     MatMul, and its MatmulTransposeFusion then crashes the process (1.31, ViT-B/16: segmentation fault while the session
     is made).
     """
-    readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-    for node in model.graph.node:
-        for name in dict.fromkeys(node.input):
-            readers[name].append(node)
+    readers = _readers(model)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     found = []
     for node in model.graph.node:
@@ -111,9 +108,11 @@ def float32_on_data(model: onnx.ModelProto, samples: Iterable[NDArray[np.float32
     """Run the float32 model and return the nodes that write or read what float16 cannot hold, and the sample count.
 
     A tensor overflows where its largest magnitude exceeds 65,504 / 2; it underflows where rounding it to float16 leaves
-    less than 50 dB of signal. Tail values that vanish beside large ones, as in a softmax, do no harm and do not count.
+    less than 50 dB of signal. What vanishes beside large values does no harm and does not count: the tail of a softmax,
+    or the mean of a tensor centred already.
     """
     measured, count = _measured(model, samples)
+    readers = _readers(model)
     reasons: dict[str, tuple[Reason, str]] = {}
     for name, (largest, signal, noise) in measured.items():
         if math.isinf(largest):
@@ -121,7 +120,7 @@ def float32_on_data(model: onnx.ModelProto, samples: Iterable[NDArray[np.float32
         if largest * HEADROOM > LARGEST:
             why = f"{name} reaches {largest:.4g}, float16 ends at {LARGEST:.0f}"
             reasons[name] = "overflow", why
-        elif largest > 0 and noise * 10 ** (FAINTEST_DB / 10) > signal:
+        elif largest > 0 and noise * 10 ** (FAINTEST_DB / 10) > signal and not _drowned(name, readers[name], measured):
             reasons[name] = "underflow", f"{name} is at most {largest:.3g}, float16's smallest steps are 6e-8"
     found = []
     for node in model.graph.node:
@@ -129,6 +128,23 @@ def float32_on_data(model: onnx.ModelProto, samples: Iterable[NDArray[np.float32
         if hit is not None:
             found.append(_kept(node, *reasons[hit]))
     return found, count
+
+
+def _drowned(name: str, readers: list[onnx.NodeProto], measured: dict[str, tuple[float, float, float]]) -> bool:
+    """Whether all that happens to a tensor is that one 2,048 times as large, float16's precision, is added to it."""
+    others = [next((other for other in node.input if other != name), name) for node in readers]
+    return bool(readers) and all(
+        node.op_type in ("Add", "Sub") and measured.get(other, (0.0,))[0] > measured[name][0] * 2**11
+        for node, other in zip(readers, others, strict=True)
+    )
+
+
+def _readers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
+    readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in model.graph.node:
+        for name in dict.fromkeys(node.input):
+            readers[name].append(node)
+    return readers
 
 
 def _measured(
