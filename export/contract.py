@@ -61,8 +61,10 @@ def check_model(model: onnx.ModelProto, target: Target) -> list[Violation]:
         rules = [] if found else ort_rules.RULES[target.contract]
         found += [violation for rule in rules for violation in rule(view, target)]
         return found + list(_opset(view, target, target.opset))
-    for rule in (*_GENERAL, *([] if found else _QUANTISED)):
-        found += rule(view, target.tensorrt)
+    device_rules = (*_GENERAL, *([] if found else _QUANTISED))
+    found += _operators(view, target.tensorrt, target.opset)
+    for device_rule in device_rules:
+        found += device_rule(view, target.tensorrt)
     return found + list(_opset(view, target, target.tensorrt.max_opset))
 
 
@@ -94,7 +96,7 @@ def _precisions(view: View, target: Target) -> Iterator[Violation]:
         )  # fmt: skip
 
 
-def _operators(view: View, device: TensorRT) -> Iterator[Violation]:
+def _operators(view: View, device: TensorRT, opset: int) -> Iterator[Violation]:
     """Operators that the release's parser reads."""
     first = _support()["first_release"]
     releases = {name: release for release, names in first.items() for name in names}
@@ -118,15 +120,15 @@ def _operators(view: View, device: TensorRT) -> Iterator[Violation]:
                 node, "unsupported-operator", "refused",
                 f"TensorRT {device.version} does not read {node.op_type}; {until}",
                 "Export to an opset that expresses it by older operators, or choose other layers.",
-                repairable=_lowers(node.op_type, device),
+                repairable=_lowers(node.op_type, opset),
             )  # fmt: skip
 
 
-def _lowers(op_type: str, device: TensorRT) -> bool:
-    """Whether an operator is newer than the release's opset, so that lowering the opset replaces it."""
+def _lowers(op_type: str, opset: int) -> bool:
+    """Whether an operator is newer than the target's opset, so that lowering the file to it may replace it."""
     try:
-        return bool(onnx.defs.get_schema(op_type, "").since_version and _first_opset(op_type) > device.max_opset)
-    except onnx.defs.SchemaError:
+        return _first_opset(op_type) > opset
+    except ValueError:  # no operator of ONNX
         return False
 
 
@@ -233,7 +235,7 @@ _QOPERATORS = frozenset(
 
 _Rule = Callable[[View, TensorRT], Iterator[Violation]]
 
-_GENERAL: tuple[_Rule, ...] = (_operators, _constant_inputs, _attributes, _wide_integers, _dynamic_shapes)
+_GENERAL: tuple[_Rule, ...] = (_constant_inputs, _attributes, _wide_integers, _dynamic_shapes)
 
 _QUANTISED: tuple[_Rule, ...] = (
     grid_rules.zero_points,

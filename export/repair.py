@@ -194,7 +194,7 @@ def _lower(edit: Editor, target: Target) -> None:
         lower_opset(lowered, target.opset)
     except TlcError:
         return  # what cannot be lowered stays in `left`
-    if opset_of(lowered) < before:
+    if opset_of(lowered) < before and _problem(lowered) is None:
         edit.model.CopyFrom(lowered)
         edit.note("opset", edit.graph.name, f"lowered from {before} to {target.opset}")
 

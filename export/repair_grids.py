@@ -59,13 +59,13 @@ class _Asymmetric(NamedTuple):
 def _asymmetric(view: View, node: onnx.NodeProto, ranges: Ranges) -> _Asymmetric | None:
     if node.op_type != "QuantizeLinear" or view.is_constant(node.input[0]) or (grid := _grid(view, node)) is None:
         return None
-    dequantizers = [reader for reader in view.readers(node.output[0]) if reader.op_type == "DequantizeLinear"]
+    readers = view.readers(node.output[0])
     low, high, rule = grid
-    if rule is None or not all(_same_grid(view, node, reader) for reader in dequantizers):
-        return None
+    if rule is None or not all(_same_grid(view, node, reader) for reader in readers):
+        return None  # something else reads the integers, by a scale of its own
     lowest, highest = ranges.get(node.input[0]) or (float(low.min()), float(high.max()))
     scale = max(highest / 127, -lowest / 128)
-    return _Asymmetric(node, dequantizers, rule, float(low.min()), scale) if scale > 0 else None
+    return _Asymmetric(node, readers, rule, float(low.min()), scale) if scale > 0 else None
 
 
 def _grid(view: View, node: onnx.NodeProto) -> tuple[NDArray[Any], NDArray[Any], str | None] | None:
@@ -102,6 +102,8 @@ def represented(view: View, node: onnx.NodeProto) -> tuple[float, float] | None:
 
 
 def _same_grid(view: View, quantizer: onnx.NodeProto, dequantizer: onnx.NodeProto) -> bool:
+    if dequantizer.op_type != "DequantizeLinear":
+        return False
     grids = [_grid(view, quantizer), _grid(view, dequantizer)]
     if grids[0] is None or grids[1] is None:
         return False

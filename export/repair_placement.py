@@ -207,6 +207,8 @@ def own_pairs(edit: Editor) -> None:
     """Give each layer a Q/DQ pair of its own; exact."""
     view = edit.view
     for quantizer, dequantizer in view.pairs():
+        if len(quantizer.input) < 3:
+            continue
         rounded = dequantizer.output[0]
         layers = [reader for reader in view.readers(rounded) if reader.op_type in WEIGHTED]
         for layer in layers[1:]:

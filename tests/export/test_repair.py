@@ -333,6 +333,27 @@ def test_what_cannot_be_repaired_is_left() -> None:
     assert [violation.rule for violation in repaired(source).left] == ["operator-limit"]
 
 
+def test_integers_that_something_else_reads_keep_their_grid() -> None:
+    net = Net()
+    grid = net.constant(np.float32(0.02)), net.constant(np.uint8(3))
+    integers = net.op("QuantizeLinear", "x", *grid)
+    weights = net.constant(np.ones((CHANNELS, CHANNELS, 1, 1), np.int8))
+    unit = net.constant(np.float32(1)), net.constant(np.int8(0))
+    product = net.op("QLinearConv", integers, *grid, weights, *unit, *grid)
+    source = net.model(net.op("DequantizeLinear", product, *grid))
+    result = repaired(source)
+
+    assert {violation.rule for violation in result.left} >= {"integer-operator", "nonzero-zero-point"}
+    assert ratio_db(source, result.model) == np.inf
+
+
+def test_a_file_that_older_opsets_cannot_express_stays_as_it_is() -> None:
+    net = Net()
+    source = net.model(net.conv(net.pair("x", zero_point=np.int16(0))), opset=21)
+
+    assert {violation.rule for violation in repaired(source).left} == {"grid-type", "opset"}
+
+
 def test_onnx_runtime_gets_its_type_one_scale_and_rounded_outputs() -> None:
     each = np.linspace(0.01, 0.03, CHANNELS)
     many = behind_relu(each, np.zeros(CHANNELS, np.uint8), axis=1)
