@@ -18,6 +18,7 @@ from PIL import Image
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [page for page in sorted((REPOSITORY / "docs").glob("*.md")) if page.name != "compress.md"]
 PAGES.append(REPOSITORY / "README.md")
+NO_DEVICE = re.compile(r"^error: (no working TensorRT|TensorRT .* is here but no NVIDIA GPU|TensorRT is not )")
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -45,6 +46,8 @@ def run(kind: str, text: str, folder: Path) -> None:
     done = subprocess.run(
         command, shell=kind == "console", cwd=folder, env=env, capture_output=True, text=True, check=False
     )
+    if text.startswith("tlc build ") and done.returncode == 1 and NO_DEVICE.search(done.stderr):
+        return  # options, files and target were accepted: the engine itself is the device's to build
     assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
 
