@@ -2,6 +2,10 @@
 
 From 10.12 on, TensorRT's builder flags for FP16 and INT8 are deprecated, and 11 has none: a float32 graph with Q/DQ
 pairs runs in INT8 and float32 there.
+
+ONNX Runtime 1.31 runs these files on a CPU only with the session option "session.disable_quant_qdq" = "1", or without
+graph optimisation: it fuses pairs with float16 scales into QLinearConcat, which takes float32 ones alone, and then
+refuses its own graph.
 """
 
 from collections import defaultdict
