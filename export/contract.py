@@ -115,10 +115,11 @@ def _operators(view: View, device: TensorRT, opset: int) -> Iterator[Violation]:
             continue
         since = releases.get(node.op_type)
         if since is None or _release(since) > device.release:
-            until = "none up to 10.15 does" if since is None else f"{since} does"
+            why = f"TensorRT {device.version} does not read {node.op_type}; {since} does"
+            if since is None:
+                why = f"no list of the operators that TensorRT reads, up to that of 10.15, has {node.op_type}"
             yield broken(
-                node, "unsupported-operator", "refused",
-                f"TensorRT {device.version} does not read {node.op_type}; {until}",
+                node, "unsupported-operator", "refused", why,
                 "Export to an opset that expresses it by older operators, or choose other layers.",
                 repairable=_lowers(node.op_type, opset),
             )  # fmt: skip
