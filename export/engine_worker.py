@@ -18,7 +18,7 @@ from tlc.export.engine_request import BuildRequest, Built, EvaluateRequest
 from tlc.runtime.artifact import write_bytes
 from tlc.runtime.errors import TlcError
 from tlc.runtime.gpu import engine_host, require_gpu, require_tensorrt
-from tlc.runtime.tensorrt_io import engine_io, load_engine, make_logger
+from tlc.runtime.tensorrt_io import engine_io, load_engine, process_logger
 
 _FLAGS = {"fp32": (), "fp16": ("FP16",), "int8": ("INT8",), "best": ("FP16", "INT8")}
 """Builder flags of weakly typed builds: what kernels may compute in beside float32."""
@@ -32,8 +32,7 @@ def build(request: BuildRequest) -> Built:
     version = require_tensorrt(host)
     import tensorrt as trt
 
-    messages: list[str] = []
-    logger = make_logger(trt, messages)
+    logger, messages = process_logger(trt)
     trt.init_libnvinfer_plugins(logger, "")
     builder = trt.Builder(logger)
     network = builder.create_network(_network_flags(trt, strongly_typed=request.strongly_typed))
@@ -61,6 +60,7 @@ def build(request: BuildRequest) -> Built:
     write_bytes(Path(request.plan), bytes(plan))
     if request.timing_cache is not None:
         _keep_timing_cache(config, Path(request.timing_cache))
+    warnings = _unique(line.removeprefix("warning: ") for line in messages if line.startswith("warning: "))
     _stage("loading the engine")
     runtime, engine = load_engine(
         bytes(plan), request.plan, allow_host_code=request.version_compatible, dla_core=request.dla_core
@@ -75,7 +75,7 @@ def build(request: BuildRequest) -> Built:
         timing_cache_hit=hit,
         dla_layer_ratio=dla_layer_ratio,
         build_s=build_s,
-        warnings=_unique(line.removeprefix("warning: ") for line in messages if line.startswith("warning: ")),
+        warnings=warnings,
     )
     del io, engine, runtime  # in this order
     return built

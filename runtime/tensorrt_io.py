@@ -44,14 +44,26 @@ class EngineIo(Protocol):
 
 
 _LOG: list[str] = []
-"""TensorRT's latest errors; its logger is one for the whole process."""
 _LOGGERS: list[Any] = []
 
 
-def make_logger(trt: Any, lines: list[str]) -> Any:
-    """Return an `ILogger` that appends errors and warnings to `lines` and prints nothing."""
-    severity = trt.ILogger.Severity
-    kept = {severity.INTERNAL_ERROR: "error", severity.ERROR: "error", severity.WARNING: "warning"}
+def process_logger(trt: Any) -> tuple[Any, list[str]]:
+    """Return TensorRT's logger of this process, which prints nothing, and the lines that it keeps, emptied.
+
+    TensorRT has one for the whole process: another one is only warned of. Lines begin with "error: " or "warning: ".
+    """
+    if not _LOGGERS:
+        _LOGGERS.append(_make_logger(trt))
+    _LOG.clear()
+    return _LOGGERS[0], _LOG
+
+
+def _make_logger(trt: Any) -> Any:
+    kept = {
+        trt.ILogger.Severity.INTERNAL_ERROR: "error",
+        trt.ILogger.Severity.ERROR: "error",
+        trt.ILogger.Severity.WARNING: "warning",
+    }
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -60,7 +72,7 @@ def make_logger(trt: Any, lines: list[str]) -> Any:
 
         def log(self, severity: Any, msg: str) -> None:
             if severity in kept:
-                lines.append(f"{kept[severity]}: {msg}")
+                _LOG.append(f"{kept[severity]}: {msg}")
 
     return Logger()
 
@@ -75,10 +87,8 @@ def load_engine(
     after `require_gpu`.
     """
     trt = trt_module()
-    if not _LOGGERS:
-        _LOGGERS.append(make_logger(trt, _LOG))
-    _LOG.clear()
-    runtime = trt.Runtime(_LOGGERS[0])
+    logger, _ = process_logger(trt)
+    runtime = trt.Runtime(logger)
     if allow_host_code:
         if not hasattr(runtime, "engine_host_code_allowed"):
             raise TlcError(
@@ -142,7 +152,8 @@ class NamedIo:
 
     def profile(self, name: str) -> ProfileShapes:
         """Return what shapes of an input the first profile takes."""
-        return _profile(self._engine.get_tensor_profile_shape(name, 0))
+        fixed = _fixed(self.inputs, name)
+        return fixed or _profile(self._engine.get_tensor_profile_shape(name, 0))
 
     def set_shape(self, name: str, shape: Sequence[int]) -> None:
         """Choose the shape of an input."""
@@ -179,7 +190,8 @@ class IndexedIo:
 
     def profile(self, name: str) -> ProfileShapes:
         """Return what shapes of an input the first profile takes."""
-        return _profile(self._engine.get_profile_shape(0, self._index[name]))
+        fixed = _fixed(self.inputs, name)
+        return fixed or _profile(self._engine.get_profile_shape(0, self._index[name]))
 
     def set_shape(self, name: str, shape: Sequence[int]) -> None:
         """Choose the shape of an input."""
@@ -196,6 +208,12 @@ class IndexedIo:
     def enqueue(self, stream: int) -> bool:
         """Queue one inference."""
         return bool(self._context.execute_async_v2(self._addresses, stream))
+
+
+def _fixed(inputs: Sequence[TensorRecord], name: str) -> ProfileShapes | None:
+    """Return the one shape of an input without open dimensions, which need not be in a profile; None for others."""
+    shape = next(tensor.shape for tensor in inputs if tensor.name == name)
+    return ProfileShapes(min=shape, opt=shape, max=shape) if min(shape, default=1) >= 0 else None
 
 
 def _profile(shapes: Sequence[Sequence[int]]) -> ProfileShapes:

@@ -58,6 +58,7 @@ USED = [
     ("IExecutionContext", "execute_async_v3"),
     ("EngineInspector", "get_engine_information"),
     ("DeviceType", "DLA"),
+    ("ILogger.Severity", "WARNING"),
     ("ProfilingVerbosity", "DETAILED"),
     ("TensorIOMode", "INPUT"),
 ]

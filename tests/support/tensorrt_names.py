@@ -71,7 +71,7 @@ def problem(path: str, scope: str, node: ast.Attribute, careful: set[str], table
             enumeration = owner.removeprefix("trt.")
             members = [*table["enums"].get(enumeration, []), *table["classes"].get(enumeration, {})]
             is_missing = node.attr not in members and not node.attr.startswith("__") and node.attr not in careful
-            if enumeration in table["module"] and is_missing:
+            if enumeration in {*table["module"], *table["enums"]} and is_missing:
                 return f"{place}{text} is not in {version}"
         elif kind is not None and node.attr not in table["classes"][kind]:
             if node.attr not in careful:
