@@ -184,6 +184,7 @@ def check_target(target: Target, settings: QuantizeSettings) -> None:
 
 def _fit_onnx_runtime(quantized: onnx.ModelProto, float_onnx: Path, stream: "_Stream", target: Target) -> None:
     """Move NNCF's quantisers to where ONNX Runtime fuses them, and give activations the target's type."""
+    carry_through(quantized)  # a convolution behind a moved tensor is one with quantised inputs from now on
     if names := float_convolution_outputs(quantized):
         quantize_tensors(quantized, tensor_ranges(float_onnx, names, stream, over_samples="mean"))
         quantize_sigmoids(quantized)
