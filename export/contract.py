@@ -91,7 +91,7 @@ def _precisions(view: View, target: Target) -> Iterator[Violation]:
     if half and "fp16" not in target.precisions:
         yield Violation(
             node=half[0], op_type="", rule="precision", severity="slow",
-            why=f"{len(half)} constants are float16; {target.name} has no FP16 arithmetic and converts to and fro",
+            why=f"{len(half)} constants are float16; {target.name} has no FP16 arithmetic and converts them",
             fix="Use the float32 file.", repairable=False,
         )  # fmt: skip
 
