@@ -34,7 +34,9 @@ def cudart() -> Path:
         pytest.skip("no C compiler: the stand-in for CUDA's library is a small C file")
     library = Path(tempfile.mkdtemp(prefix="tlc-cudart-")) / "libcudart.so"
     source = SUPPORT / "fake_cudart.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(source)], check=True)
+    # Symbolic: its functions call each other, not those of a real libcudart that PyTorch has loaded.
+    options = ["-shared", "-fPIC", "-O1", "-Wl,-Bsymbolic"]
+    subprocess.run([compiler, *options, "-o", str(library), str(source)], check=True)
     return library
 
 
