@@ -20,11 +20,11 @@ from tlc.compress.quantize import QuantizeRecord
 from tlc.compress.recipe import Recipe
 from tlc.compress.run import RunFolder, StageResult, open_run
 from tlc.compress.runner import Runner
-from tlc.compress.stages import Data, export_model, make_pruned, make_student, prepare_data, quantize_file
+from tlc.compress.stages import Data, export_model, fp16_file, make_pruned, make_student, prepare_data, quantize_file
 from tlc.compress.student import is_built_from_teacher
 from tlc.compress.verdict import choose, verdict
 from tlc.export.contract import check_model
-from tlc.export.fp16 import fp16_from_float
+from tlc.export.fp16 import Fp16Record
 from tlc.export.metadata import write_metadata
 from tlc.runtime.artifact import replacing_dir, require_free_space, sha256_file, write_text
 from tlc.runtime.environment import environment
@@ -235,10 +235,11 @@ class _Pipeline:
         """Return the FP16 file of a version."""
 
         def make(folder: Path) -> dict[str, Any]:
-            fp16_from_float(version.onnx, folder / "fp16.onnx")
-            return {}
+            return fp16_file(version.onnx, folder / "fp16.onnx", self.data, self.recipe).model_dump(mode="json")
 
-        stage = self.run.stage("fp16", {"onnx": sha256_file(version.onnx)}, make)
+        stage = self.run.stage("fp16", {"onnx": sha256_file(version.onnx), **self._common}, make)
+        record = Fp16Record.model_validate(stage.found)
+        self._note("fp16", "kept", f"{len(record.kept)} of {record.nodes} nodes stay in float32.", stage)
         return stage.path / "fp16.onnx"
 
     def measured(self, candidates: list[Candidate]) -> list[Measurement]:

@@ -8,7 +8,7 @@ from tlc.compress.inputs import PreprocessOptions
 from tlc.compress.load import load_model
 from tlc.compress.model import Model
 from tlc.compress.prune import check_prunable
-from tlc.compress.quantize import check_calibration
+from tlc.compress.quantize import check_calibration, check_target
 from tlc.compress.recipe import Recipe
 from tlc.compress.student import check_student, removable_blocks
 from tlc.runtime.artifact import sha256_file, sha256_json
@@ -63,6 +63,8 @@ def make_plan(recipe: Recipe) -> Plan:
     _check_sizes(recipe, model, splits)
     splits = splits.for_model(model.num_classes, model.classes)
     check_calibration(len(splits.fit), recipe.quantize)
+    if "int8" in target.precisions:
+        check_target(target, recipe.quantize)
     student, prune = _decide_student(recipe, model, splits), _decide_prune(recipe, model, splits)
     return Plan(recipe, target, model, model_sha256, splits, student, prune)
 

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tlc.compress.bias import correct_biases, correct_biases_in_order
 from tlc.compress.sensitivity import LayerNoise, layer_noise, tensor_ranges
+from tlc.export.fp16 import float32_on_data, name_nodes
+from tlc.export.half import constants_as_initializers
 from tlc.export.placement import place, quantized_tensors
 from tlc.export.qdq import (
     carry_through,
@@ -28,6 +30,7 @@ from tlc.export.qdq import (
     store_int8_weights,
 )
 from tlc.export.quiet import quiet
+from tlc.export.typed import typed_from_qdq
 from tlc.runtime.artifact import write_bytes
 from tlc.runtime.errors import TlcError, UsageError
 from tlc.runtime.target import Target
@@ -35,6 +38,8 @@ from tlc.runtime.target import Target
 FEWEST_SAMPLES = 16
 """Below it, the range of an activation depends on which pictures were drawn."""
 _RANKING_SAMPLES = 32
+_RANGE_SAMPLES = 64
+"""Samples on which the range of what stays in float is measured for float16."""
 _IN_ORDER_SAMPLES = 64
 """Of each pass when biases are corrected in order, which takes a pass per layer."""
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -114,6 +119,7 @@ def quantize_onnx(
     target: Target,
     settings: QuantizeSettings,
     ignored: Sequence[str] = (),
+    around: Path | None = None,
     on_progress: Progress | None = None,
 ) -> None:
     """Write the INT8 file of a float one: weights INT8 per channel, activations per tensor in `target`'s type.
@@ -131,6 +137,7 @@ def quantize_onnx(
         target: decides where quantisers stand, the type of activations and whether weights use 7 bits.
         settings: see `QuantizeSettings`.
         ignored: names of nodes that stay in float, beyond the patterns in `settings`.
+        around: also write the graph with float32 around the INT8 layers here; the ranking of layers reads that.
         on_progress: called with the number of the sample in the current pass over them, and `count`.
 
     Raises:
@@ -142,6 +149,7 @@ def quantize_onnx(
         raise TypeError("samples must be iterable more than once, not an iterator")
     check_target(target, settings)
     model = onnx.load(float_onnx)
+    name_nodes(model)
     excluded = [*matching_layers(model, settings.ignored), *ignored]
     stream = _Stream(samples, count, on_progress)
     if target.contract == "tensorrt":
@@ -151,15 +159,27 @@ def quantize_onnx(
             correct_biases(model, quantized, stream)
         elif settings.bias_correction == "accurate":
             correct_biases_in_order(model, quantized, replace(stream, count=min(count, _IN_ORDER_SAMPLES)))
-        if target.tensorrt is not None and target.tensorrt.release >= (10, 0):
-            store_int8_weights(quantized)
     else:
         quantized = _by_nncf(model, stream, target, settings, excluded, name=float_onnx.name)
         if target.contract != "openvino":
             _fit_onnx_runtime(quantized, float_onnx, stream, target)
     quantized.ClearField("metadata_props")
+    if around is not None:
+        write_bytes(around, quantized.SerializeToString(deterministic=True))
+    quantized = _stored(quantized, model, stream, target)
     onnx.checker.check_model(quantized, full_check=True)
     write_bytes(out, quantized.SerializeToString(deterministic=True))
+
+
+def _stored(quantized: onnx.ModelProto, model: onnx.ModelProto, stream: "_Stream", target: Target) -> onnx.ModelProto:
+    """Return `quantized` with weights as INT8 where TensorRT reads them, and float16 around them where it is typed."""
+    if target.tensorrt is None or target.tensorrt.release < (10, 0):
+        return quantized
+    if target.tensorrt.strongly_typed:
+        outside, _ = float32_on_data(constants_as_initializers(model), islice(stream, _RANGE_SAMPLES))
+        return typed_from_qdq(quantized, keep_float32=[node.name for node in outside])
+    store_int8_weights(quantized)
+    return quantized
 
 
 def check_target(target: Target, settings: QuantizeSettings) -> None:
@@ -231,9 +251,10 @@ def quantize_within_budget(
     best = 0
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         files: list[Path] = []
+        around = Path(scratch) / "around.onnx"
         for exclusions in _steps(settings.max_exclusions):
             if exclusions and not ranking:
-                ranking = layer_noise(float_onnx, files[0], islice(samples, min(count, _RANKING_SAMPLES)))
+                ranking = layer_noise(float_onnx, around, islice(samples, min(count, _RANKING_SAMPLES)))
             worst = tuple(layer.name for layer in ranking[:exclusions])
             if attempts and len(worst) == len(attempts[-1].excluded):
                 break  # there are no more layers
@@ -246,6 +267,7 @@ def quantize_within_budget(
                 target=target,
                 settings=settings,
                 ignored=worst,
+                around=None if exclusions else around,
                 on_progress=on_progress,
             )
             files.append(candidate)

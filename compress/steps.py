@@ -20,7 +20,7 @@ from tlc.compress.inputs import resolve_preprocess
 from tlc.compress.load import load_model
 from tlc.compress.model import Model
 from tlc.compress.plan import Plan, make_plan, read_splits
-from tlc.compress.quantize import QuantizeRecord
+from tlc.compress.quantize import QuantizeRecord, check_target
 from tlc.compress.recipe import ModelSection, Recipe
 from tlc.compress.runner import Runner
 from tlc.compress.stages import Data, make_pruned, make_student, prepare_data, quantize_file
@@ -74,11 +74,13 @@ def export_to(source: ModelSection, output: Path, target: str = "cpu-x86") -> fl
 
 def quantize_to(recipe: Recipe, output: Path, emit: Emit = silent) -> QuantizeRecord:
     """Write the model, or float ONNX file, as INT8 ONNX within `recipe.max_drop_points`."""
+    target = load_target(recipe.target)
+    check_target(target, recipe.quantize)
     with tempfile.TemporaryDirectory(prefix="tlc-") as work:
         source = _opened(recipe, Path(work))
         data = prepare_data(source.splits, source.preprocess, Path(work))
         with _beside(output) as path:
-            runner = Runner.here(load_target(recipe.target), Path(work))
+            runner = Runner.here(target, Path(work))
             record = quantize_file(source.file, path, data, recipe, runner, emit)
             write_metadata(path, path, source.preprocess, source.splits.classes)
     return record

@@ -195,7 +195,7 @@ def _opened(path: Path, threads: int, provider: Provider, allow_cpu_nodes: bool)
     # Workers stop spinning when a run returns, so they cannot steal time from the next session in an interleaved run.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if provider == "cpu":
-        return _loaded(path, options, [name])
+        return _loaded_by_cpu(path, options, name)
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if not allow_cpu_nodes and not _RECORDS_PLACEMENT:
         # Makes a session with a node on the CPU an error, in fewer words than a count of them has.
@@ -219,6 +219,24 @@ def _opened(path: Path, threads: int, provider: Provider, allow_cpu_nodes: bool)
 
 _RECORDS_PLACEMENT = hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")
 """From ONNX Runtime 1.24 on."""
+
+
+def _loaded_by_cpu(path: Path, options: ort.SessionOptions, name: str) -> Any:
+    """Load the file; without fusing Q/DQ pairs where that fails.
+
+    With float16 scales ONNX Runtime (1.31) fuses some pairs to integer operators that it does not have for float16, and
+    then refuses its own graph. Such files are made for GPUs; unfused, the same numbers come out, only slower.
+    """
+    try:
+        return _loaded(path, options, [name])
+    except TlcError as error:
+        if not _FUSED_HALF.search(error.message):
+            raise
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return _loaded(path, options, [name])
+
+
+_FUSED_HALF = re.compile(r"tensor\(float16\).* of operator \(QLinear")
 
 
 def _loaded(path: Path, options: ort.SessionOptions, providers: list[Any]) -> Any:
