@@ -16,7 +16,7 @@ from tlc.compress.measure import Candidate, Timing, is_faster, measure, top1
 from tlc.compress.model import Model
 from tlc.compress.plan import Plan, make_plan
 from tlc.compress.processes import leads, wait_for_all
-from tlc.compress.quantize import QuantizeRecord
+from tlc.compress.quantize import QuantizeRecord, worth_quantizing
 from tlc.compress.recipe import Recipe
 from tlc.compress.run import RunFolder, StageResult, open_run
 from tlc.compress.runner import Runner
@@ -205,10 +205,10 @@ class _Pipeline:
     def quantized(self, version: Version, name: str) -> list[Candidate]:
         """Return the INT8 file of a version and, where that misses the budget, the one with layers left in float.
 
-        None on a device without INT8 arithmetic.
+        None where the device has no INT8 arithmetic, or no layer gains from it.
         """
-        if "int8" not in self.target.precisions:
-            self._note(f"quantize {version.name}", "skipped", f"{self.target.name} has no INT8 arithmetic.")
+        if not worth_quantizing(version.onnx, self.target):
+            self._note(f"quantize {version.name}", "skipped", f"No layer gains from INT8 on {self.target.name}.")
             return []
         inputs = {
             "onnx": sha256_file(version.onnx),

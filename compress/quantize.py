@@ -142,7 +142,7 @@ def quantize_onnx(
 
     Raises:
         UsageError: a pattern of `settings.ignored` matches no layer; the target does not do `settings.preset`.
-        TlcError: the target has no INT8 arithmetic; NNCF cannot quantise the graph.
+        TlcError: the target has no INT8 arithmetic, or no layer that gains from it; NNCF cannot quantise the graph.
 
     """
     if iter(samples) is samples:
@@ -153,7 +153,12 @@ def quantize_onnx(
     excluded = [*matching_layers(model, settings.ignored), *ignored]
     stream = _Stream(samples, count, on_progress)
     if target.contract == "tensorrt":
-        ranges = tensor_ranges(float_onnx, quantized_tensors(model, ignored=excluded), stream, over_samples="extreme")
+        if not (names := quantized_tensors(model, ignored=excluded)):
+            raise TlcError(
+                f"no layer of {float_onnx.name} gains from INT8 on {target.name}: all are too small, or left out",
+                hint="Use its float16 file.",
+            )
+        ranges = tensor_ranges(float_onnx, names, stream, over_samples="extreme")
         quantized = place(model, target, ranges, ignored=excluded)
         if settings.bias_correction == "fast":
             correct_biases(model, quantized, stream)
@@ -169,6 +174,16 @@ def quantize_onnx(
     quantized = _stored(quantized, model, stream, target)
     onnx.checker.check_model(quantized, full_check=True)
     write_bytes(out, quantized.SerializeToString(deterministic=True))
+
+
+def worth_quantizing(float_onnx: Path, target: Target) -> bool:
+    """Whether the target has INT8 arithmetic and the file a layer that gains from it.
+
+    TensorRT runs layers of few channels, and products with vectors, as fast in float16 (`tlc.export.placement`).
+    """
+    if "int8" not in target.precisions:
+        return False
+    return target.contract != "tensorrt" or bool(quantized_tensors(onnx.load(float_onnx)))
 
 
 def _stored(quantized: onnx.ModelProto, model: onnx.ModelProto, stream: "_Stream", target: Target) -> onnx.ModelProto:
@@ -256,8 +271,8 @@ def quantize_within_budget(
             if exclusions and not ranking:
                 ranking = layer_noise(float_onnx, around, islice(samples, min(count, _RANKING_SAMPLES)))
             worst = tuple(layer.name for layer in ranking[:exclusions])
-            if attempts and len(worst) == len(attempts[-1].excluded):
-                break  # there are no more layers
+            if exclusions and (len(worst) == len(ranking) or len(worst) == len(attempts[-1].excluded)):
+                break  # with every layer in float it is the float file
             candidate = Path(scratch) / f"{exclusions}.onnx"
             quantize_onnx(
                 float_onnx,

@@ -22,9 +22,6 @@ from tlc.runtime.session import OrtSession, Session
 from tlc.runtime.sessions import ENGINES, open_session
 from tlc.runtime.target import Target
 
-_BATCH_SIZE = 64
-"""Samples at once while accuracy is measured, where the file leaves it open."""
-
 
 @dataclass(frozen=True, slots=True)
 class Runner:
@@ -97,12 +94,17 @@ class Runner:
 
     def logits(self, path: Path, pixels: Pixels) -> NDArray[np.float32]:
         """Return the file's logits (N, K) for all samples in order, on all cores."""
-        with self.open(path, threads=os.cpu_count() or 1) as session:
-            return logits_of(session, pixels)
+        file = self.deployed(path)
+        with self.open(file, threads=os.cpu_count() or 1) as session:
+            if file.suffix not in ENGINES:
+                return logits_of(session, pixels)
+            (shapes,) = read_record(file).profile.values()
+            return logits_of(session, pixels, batch_size=shapes.max[0])
 
 
-def logits_of(session: Session, pixels: Pixels) -> NDArray[np.float32]:
-    """Return the logits (N, K) for all samples in order."""
+def logits_of(session: Session, pixels: Pixels, *, batch_size: int = 64) -> NDArray[np.float32]:
+    """Return the logits (N, K) for all samples in order, `batch_size` at once or what the file fixes."""
     (spec,), output = session.inputs, session.outputs[0].name
-    batch_size = spec.shape[0] if isinstance(spec.shape[0], int) else _BATCH_SIZE
-    return predict(lambda images: session.run({spec.name: images})[output], pixels, batch_size)
+    fixed = spec.shape[0]
+    size = fixed if isinstance(fixed, int) else batch_size
+    return predict(lambda images: session.run({spec.name: images})[output], pixels, size)

@@ -42,6 +42,11 @@ def tiny_net(num_classes: int = 2) -> TinyNet:
     return TinyNet(num_classes)
 
 
+def wide_net(num_classes: int = 2) -> TinyNet:
+    """A builder of a network whose convolutions are large enough for INT8 on a GPU."""
+    return TinyNet(num_classes, width=16)
+
+
 def seeded_net(seed: int = 0) -> TinyNet:
     torch.manual_seed(seed)
     return TinyNet().eval()
