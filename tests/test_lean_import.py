@@ -63,5 +63,10 @@ def test_what_a_device_imports_needs_no_training_framework(layer: str) -> None:
     assert _imported_by(code) & NOT_ON_A_DEVICE == set()
 
 
+def test_building_engines_on_a_device_needs_no_training_framework() -> None:
+    code = "import tlc.export.engine, tlc.export.engine_worker, tlc.cli.build, tlc.cli.doctor, tlc.runtime.capability"
+    assert _imported_by(code) & NOT_ON_A_DEVICE == set()
+
+
 def test_an_imported_framework_is_seen() -> None:
     assert _imported_by("import numpy") & FRAMEWORKS == {"numpy"}
