@@ -4,21 +4,20 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tlc.runtime.errors import TlcError
-from tlc.runtime.session import check_feeds, check_file, expected_feeds
+from tlc.runtime.session import Session, check_feeds, check_file, expected_feeds
 from tlc.runtime.tensor import TensorSpec
 
 # Kinds that OpenVINO's executed graph gives to convolutions and matrix products.
 _PRODUCTS = frozenset({"Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul"})
 
 
-class OpenVinoSession:
+class OpenVinoSession(Session):
     """An ONNX file in OpenVINO's CPU device: `threads` cores, one stream, tuned for latency, nothing cached on disk.
 
     Float32 is computed in float32: by default OpenVINO infers in bfloat16 on a CPU that has it, which changes outputs
@@ -52,16 +51,6 @@ class OpenVinoSession:
         self._inputs = tuple(_spec(path, "input", port) for port in self._compiled.inputs)
         self._outputs = tuple(_spec(path, "output", port) for port in self._compiled.outputs)
         self._expected = expected_feeds(self._inputs)
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """Name, shape and dtype of each input, in the file's order; OpenVINO forgets the names of dimensions ("?")."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """Name, shape and dtype of each output, in the file's order."""
-        return self._outputs
 
     @property
     def product_precisions(self) -> dict[str, int]:
@@ -98,14 +87,6 @@ class OpenVinoSession:
     def close(self) -> None:
         """Free the model; a second call does nothing."""
         self._request = self._compiled = None
-
-    def __enter__(self) -> "OpenVinoSession":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _imported() -> Any:

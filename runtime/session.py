@@ -1,11 +1,12 @@
 """A model ready to run: `Session` is the role, `OrtSession` plays it with ONNX Runtime."""
 
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -15,6 +16,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _ort_errors
 from tlc.runtime.errors import TlcError, UsageError
 from tlc.runtime.target import PROVIDERS, Provider
 from tlc.runtime.tensor import TensorSpec
+
+S = TypeVar("S", bound="Session")
 
 _ORT_ERRORS: tuple[type[Exception], ...] = (
     _ort_errors.EPFail,
@@ -42,31 +45,40 @@ _NOT_ONNX = ("Protobuf parsing failed", "No graph was found", "ModelProto does n
 _UNKNOWN_OP = ("No Op registered", "not a registered function/op", "is under development", "No opset import")
 
 
-class Session(Protocol):
-    """Runs a model whose inputs and outputs are numpy arrays."""
+class Session(ABC):
+    """Runs a model whose inputs and outputs are numpy arrays. Closes at the end of a `with`."""
+
+    _inputs: tuple[TensorSpec, ...]
+    _outputs: tuple[TensorSpec, ...]
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Every input that `run` needs."""
+        """Name, shape and dtype of every input that `run` needs, in the file's order; "?" is an unnamed open size."""
+        return self._inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Every output that `run` returns."""
+        """Name, shape and dtype of every output that `run` returns, in the file's order."""
+        return self._outputs
 
+    @abstractmethod
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return all outputs by name for `feeds`, one array per input name."""
 
+    @abstractmethod
     def close(self) -> None:
-        """Free the model; it cannot run afterwards."""
+        """Free the model, which cannot run afterwards; a second call does nothing."""
 
-    def __enter__(self) -> "Session": ...
+    def __enter__(self: S) -> S:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
 
-class OrtSession:
+class OrtSession(Session):
     """An ONNX file in ONNX Runtime: all graph optimisations, one operator after the other.
 
     `threads` work on one operator. `provider` runs every node: where it does not, because its libraries did not load or
@@ -89,16 +101,6 @@ class OrtSession:
         self._output_names = [spec.name for spec in self._outputs]
         # What the check before each run compares with, made once: it is inside every latency that is measured.
         self._expected = expected_feeds(self._inputs)
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """Name, shape and dtype of each input, in the file's order; an empty shape can mean an unknown rank."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """Name, shape and dtype of each output, in the file's order."""
-        return self._outputs
 
     @property
     def placement(self) -> dict[str, int] | None:
@@ -126,14 +128,6 @@ class OrtSession:
     def close(self) -> None:
         """Free the model; a second call does nothing."""
         self._session = None
-
-    def __enter__(self) -> "OrtSession":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 Expected = dict[str, tuple[np.dtype[Any], TensorSpec]]

@@ -8,7 +8,6 @@ import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from tlc.runtime.errors import TlcError
 from tlc.runtime.gpu import engine_host, require_gpu, require_tensorrt
 from tlc.runtime.inspector import make_profiler
 from tlc.runtime.plan import EngineRecord, ProfileShapes, TensorRecord, check_plan, plan_version, read_record
+from tlc.runtime.session import Session
 from tlc.runtime.tensor import TensorSpec
 from tlc.runtime.tensorrt_io import EngineIo, engine_io, load_engine, said, trt_module
 
@@ -34,7 +34,7 @@ class _Buffer:
     """The pinned CPU memory, in the tensor's present shape."""
 
 
-class TensorRTSession:
+class TensorRTSession(Session):
     """An engine written by `tlc build`, on the first GPU, with a stream of its own.
 
     Inputs are copied to pinned memory, to the GPU, the engine runs, and outputs come back the same way, all in `run`.
@@ -79,16 +79,6 @@ class TensorRTSession:
         self._outputs = tuple(_spec(tensor) for tensor in self._io.outputs)
         self._stream = self._cuda.create_stream()
         self._events = (self._cuda.create_event(), self._cuda.create_event())
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """Name, shape and dtype of each input, in the engine's order; "?" is a dimension that the profile leaves."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """Name, shape and dtype of each output, in the engine's order."""
-        return self._outputs
 
     @property
     def profiles(self) -> dict[str, ProfileShapes]:
@@ -179,14 +169,6 @@ class TensorRTSession:
         self._context = None
         self._engine = None
         self._runtime = None
-
-    def __enter__(self) -> "TensorRTSession":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _open(self) -> EngineIo:
         if self._io is None:
