@@ -318,6 +318,7 @@ def test_without_the_targets_runtime_no_form_shows_a_latency(tmp_path: Path) -> 
 def test_the_layers_of_a_built_file_are_shown(tmp_path: Path) -> None:
     page = "".join(_Page(_written(make_report(samples=500), tmp_path)["report.html"]).words)
     assert "40 int8, 3 fp32" in page
+    assert "int8 93 %, fp32 7 %" in page
 
 
 def test_a_pipe_gets_no_colour_codes_and_ascii_gets_ascii() -> None:
