@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE_SOURCES := runtime/native/*.cc runtime/native/*.h tests/native/*.cc
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --all-extras --group dev \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
 
@@ -27,11 +28,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## train a small network on scikit-learn's digits and compress it
 	$(BIN)/tlc demo
 
-test: $(STAMP) ## run the tests but the slow ones
-	$(BIN)/pytest
+test: $(STAMP) ## run the tests but the slow ones, in two processes of one thread each
+	$(PYTEST)
 
 test-all: $(STAMP) ## run all tests
-	$(BIN)/pytest --slow
+	$(PYTEST) --slow
 
 lint: $(STAMP) ## check style, spelling and types
 	$(BIN)/ruff check
