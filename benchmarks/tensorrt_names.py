@@ -15,12 +15,13 @@ from typing import Any
 
 CLASSES = (
     "Builder", "EngineInspector", "IBuilderConfig", "ICudaEngine", "IExecutionContext", "IHostMemory", "ILayer",
-    "ILogger", "INetworkDefinition", "IOptimizationProfile", "IProfiler", "ITensor", "ITimingCache", "Logger",
-    "OnnxParser", "ParserError", "Runtime",
+    "ILogger", "INetworkDefinition", "IOptimizationProfile", "IProfiler", "ISerializationConfig", "ITensor",
+    "ITimingCache", "Logger", "OnnxParser", "OnnxParserRefitter", "ParserError", "Refitter", "Runtime",
 )  # fmt: skip
 ENUMS = (
     "BuilderFlag", "DataType", "DeviceType", "HardwareCompatibilityLevel", "ILogger.Severity", "LayerInformationFormat",
-    "MemoryPoolType", "NetworkDefinitionCreationFlag", "ProfilingVerbosity", "TensorIOMode",
+    "MemoryPoolType", "NetworkDefinitionCreationFlag", "ProfilingVerbosity", "SerializationFlag",
+    "TensorIOMode",
 )  # fmt: skip
 OUT = Path(__file__).resolve().parent.parent / "tests" / "data" / "tensorrt_names.json"
 
@@ -35,6 +36,7 @@ def names(dump: dict[str, Any]) -> dict[str, Any]:
             if attribute == "add_optimization_profile" or not attribute.startswith(("_", "add_"))
         }
         for name in CLASSES
+        if name in dump["classes"]
     }
     enums = {name: sorted(dump["enums"][name]) for name in ENUMS if name in dump["enums"]}
     return {"module": sorted(module), "classes": classes, "enums": enums}

@@ -61,6 +61,7 @@ def _shape_option(kind: str, what: str) -> Callable[[F], F]:
 @click.option("--hardware-compatible", is_flag=True, help="Let other GPUs from SM 8.0 on load it; slower.")
 @click.option("--strip", is_flag=True, help="Leave the weights out (10.0 and later).")
 @click.option("--refit", is_flag=True, help="Let weights be replaced later.")
+@click.option("--into", type=_PATH, metavar="PLAN", help="Put MODEL's weights into this plan instead of building.")
 @click.option("--dla", type=click.IntRange(0), metavar="CORE", help="Build for this DLA core.")
 @click.option("--no-gpu-fallback", is_flag=True, help="Fail where the DLA cannot run a layer.")
 @click.option("--trtexec", type=_PATH, help="Build with this program instead of TensorRT's Python module.")
@@ -73,7 +74,7 @@ def build_command(model: Path, target: str, output: Path, as_json: bool, quiet: 
     \b
     Example: tlc build model.onnx --also int8.onnx --target jetson-orin -o model.plan
     """
-    from tlc.export.engine import BuildOptions, build_engine
+    from tlc.export.engine import BuildOptions, build_engine, refit_engine
     from tlc.runtime.target import load_target
 
     mib = options["workspace"]
@@ -98,7 +99,10 @@ def build_command(model: Path, target: str, output: Path, as_json: bool, quiet: 
         timeout_s=options["timeout"],
     )
     tell = (lambda _: None) if quiet else (lambda line: click.echo(line, err=True))
-    record = build_engine(model, output, load_target(target), build, tell)
+    if options["into"] is None:
+        record = build_engine(model, output, load_target(target), build, tell)
+    else:
+        record = refit_engine(model, options["into"], output, load_target(target), build, tell)
     click.echo(record.model_dump_json(indent=2) if as_json else "\n".join(_lines(output, record)))
     for warning in record.warnings if not as_json else ():
         click.echo(f"warning: {warning}", err=True)

@@ -9,18 +9,19 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tlc.export.engine_choice import Builder, choose
+from tlc.export.engine_choice import OF_A_RUN, Builder, choose
 from tlc.export.engine_limits import larger, pool_limits, smaller, timing_cache_path
 from tlc.export.engine_options import (
     BuildOptions,
     candidates,
     check_host,
     check_options,
+    check_refit,
     profile_shapes,
     require_target,
 )
 from tlc.export.engine_process import ChildError, run_worker
-from tlc.export.engine_request import BuildRequest, Built
+from tlc.export.engine_request import BuildRequest, Built, RefitRequest, Refitted
 from tlc.export.onnx_facts import OnnxFacts, read_onnx_facts
 from tlc.export.trtexec import build_with_trtexec, find_trtexec, trtexec_version
 from tlc.runtime.artifact import require_free_space, sha256_file
@@ -31,13 +32,15 @@ from tlc.runtime.plan import (
     EnginePrecision,
     EngineRecord,
     ProfileShapes,
+    check_plan,
     plan_version,
+    read_record,
     version_key,
     write_plan,
 )
 from tlc.runtime.target import Target
 
-__all__ = ["BuildOptions", "build_engine"]
+__all__ = ["BuildOptions", "build_engine", "refit_engine"]
 
 _TRIES = 4
 Tell = Callable[[str], None]
@@ -58,11 +61,7 @@ def build_engine(
     """
     files = [read_onnx_facts(path) for path in (onnx, *options.alternatives)]
     check_options(files, target, options)
-    if options.data is not None and (files[0].preprocess is None or not files[0].classes):
-        raise UsageError(
-            f"--data, and {onnx} does not record its preprocessing and classes",
-            hint="Build a file that tlc wrote, or leave --data out.",
-        )
+    _check_data(files[0], options)
     shapes = {facts.path: profile_shapes(facts, options) for facts in files}
     require_free_space(out, 2 * sum(facts.path.stat().st_size for facts in files))
     here = _builder(options)
@@ -93,6 +92,73 @@ def build_engine(
         plan, record = choose(built, failed, files, options, here)
         write_plan(out, plan.read_bytes(), record)
     return record
+
+
+def refit_engine(
+    onnx: Path, stripped: Path, out: Path, target: Target, options: BuildOptions, tell: Tell = lambda _: None
+) -> EngineRecord:
+    """Put the weights of `onnx` into the plan `stripped`, measure it, write it to `out`, and return its sidecar.
+
+    The plan is one built with `strip`, which takes the weights of the same file alone, or with `refit`.
+
+    Raises:
+        UsageError: the plan takes no weights, or not these; an option is for building; nothing was started.
+        TlcError: no TensorRT from 10.0 on, no GPU, or others than the plan's; the file has not all of its weights.
+
+    """
+    plan_version(stripped)
+    record = read_record(stripped)
+    facts = read_onnx_facts(onnx)
+    check_refit(facts, stripped, record, target, options)
+    _check_data(facts, options)
+    require_free_space(out, 2 * (facts.path.stat().st_size + record.plan_bytes))
+    host = engine_host()
+    require_gpu(host)
+    require_tensorrt(host)
+    check_plan(stripped, record, host)
+    warnings = check_host(target, host)
+    with tempfile.TemporaryDirectory(prefix="tlc-engine-") as work:
+        plan = Path(work, "0.plan")
+        tell(f"putting the weights of {facts.path.name} into {stripped.name}")
+        request = RefitRequest(
+            onnx=str(facts.path.absolute()),
+            stripped=str(stripped.absolute()),
+            plan=str(plan),
+            version_compatible=record.version_compatible,
+            refittable=record.refittable,
+            dla_core=record.dla_core,
+            node_names=facts.node_names,
+        )
+        refitted = run_worker("refit", request, Refitted, limits="loading the plan", timeout_s=options.timeout_s)
+        kept = [warning for warning in record.warnings if not warning.startswith(OF_A_RUN)]
+        changes = {
+            "plan_sha256": sha256_file(plan),
+            "plan_bytes": plan.stat().st_size,
+            "onnx": facts.path.name,
+            "onnx_sha256": facts.sha256,
+            "tensorrt": plan_version(plan) or record.tensorrt,
+            "stripped": False,
+            "refittable": refitted.refittable,
+            "device_memory_bytes": refitted.device_memory_bytes,
+            "warnings": list(dict.fromkeys([*warnings, *kept, *refitted.warnings])),
+            "preprocess": facts.preprocess,
+            "classes": list(facts.classes),
+        }
+        record = record.model_copy(update=changes)
+        write_plan(plan, plan.read_bytes(), record)
+        tell("measuring 1 engine")
+        name = f"{facts.path.name} {record.precision}"
+        plan, record = choose({name: (plan, record)}, [], [facts], options, Builder(host, None))
+        write_plan(out, plan.read_bytes(), record)
+    return record
+
+
+def _check_data(facts: OnnxFacts, options: BuildOptions) -> None:
+    if options.data is not None and (facts.preprocess is None or not facts.classes):
+        raise UsageError(
+            f"--data, and {facts.path} does not record its preprocessing and classes",
+            hint="Build a file that tlc wrote, or leave --data out.",
+        )
 
 
 def _builder(options: BuildOptions) -> Builder:
@@ -183,7 +249,7 @@ def _build(
         version_compatible=options.version_compatible,
         hardware_compatible=options.hardware_compatible,
         stripped=options.strip,
-        refittable=options.refit or options.strip,
+        refittable=options.refit,
         dla_core=options.dla_core,
         dla_layer_ratio=built.dla_layer_ratio,
         timing_cache_hit=built.timing_cache_hit,

@@ -12,6 +12,12 @@ from tlc.runtime.errors import TlcError
 from tlc.runtime.gpu import EngineHost
 from tlc.runtime.plan import Candidate, EngineRecord, version_key
 
+OF_A_RUN = (
+    "Not run: ", "Accuracy was not checked", "Outputs and accuracy were not checked", "Top-1 is ", "No CUDA graph",
+    "Layers are not known", "trtexec could not run",
+)  # fmt: skip
+"""How warnings begin that are about running an engine, not about building it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Builder:
@@ -34,7 +40,7 @@ def choose(
     if options.strip:
         name = next(iter(built))
         plan, record = built[name]
-        note = "Not run: the weights are stripped. Refit it on the device before its first run."
+        note = "Not run: the weights are stripped. Put them back on the device before its first run, with --into."
         return plan, record.model_copy(update={"warnings": [*record.warnings, note]})
     if here.trtexec is not None:
         return _choose_by_trtexec(built, failed, options, here)

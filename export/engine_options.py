@@ -9,10 +9,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from tlc.export.onnx_facts import OnnxFacts
 from tlc.runtime.errors import TlcError, UsageError
 from tlc.runtime.gpu import EngineHost
-from tlc.runtime.plan import EnginePrecision, ProfileShapes, version_key
+from tlc.runtime.plan import EnginePrecision, EngineRecord, ProfileShapes, version_key
 from tlc.runtime.target import Target, TensorRT
 
 _DLA_MAX_BATCH, _DLA_MAX_DIM = 4096, 8192
+_OF_A_BUILD = {
+    "precision": "--precision", "batch": "--batch", "shapes": "a shape", "workspace_bytes": "--workspace",
+    "builder_level": "--level", "timing_cache": "--timing-cache", "version_compatible": "--version-compatible",
+    "hardware_compatible": "--hardware-compatible", "strip": "--strip", "refit": "--refit", "dla_core": "--dla",
+    "gpu_fallback": "--no-gpu-fallback", "alternatives": "--also", "trtexec": "--trtexec",
+}  # fmt: skip
+"""Fields of `BuildOptions` that make a plan what it is, with their options."""
 
 
 class BuildOptions(BaseModel):
@@ -122,6 +129,33 @@ def check_host(target: Target, host: EngineHost) -> list[str]:
             f"{', '.join(wanted.sm)}."
         )
     return warnings
+
+
+def check_refit(facts: OnnxFacts, plan: Path, record: EngineRecord, target: Target, options: BuildOptions) -> None:
+    """Raise UsageError unless the weights of `facts` may be put into the plan, and no option would change its build."""
+    require_target(target)
+    if not record.stripped and not record.refittable:
+        raise UsageError(
+            f"--into {plan}: it was built with neither --strip nor --refit, so its weights cannot be replaced",
+            hint="Leave --into out, which builds a new plan.",
+        )
+    if record.target != target.name:
+        raise UsageError(
+            f"--target {target.name}, and {plan} was built for {record.target}", hint=f"Give --target {record.target}."
+        )
+    if not record.refittable and facts.sha256 != record.onnx_sha256:
+        raise UsageError(
+            f"{plan} was built with --strip alone: it takes back the weights of {record.onnx} (SHA-256 "
+            f"{record.onnx_sha256[:12]}…), and {facts.path} is another file ({facts.sha256[:12]}…)",
+            hint="Give that file, or build with both --strip and --refit, which takes other weights.",
+        )
+    still = BuildOptions()
+    used = [option for field, option in _OF_A_BUILD.items() if getattr(options, field) != getattr(still, field)]
+    if used:
+        raise UsageError(
+            f"--into takes {plan} as it was built, and {', '.join(used)} would change that",
+            hint="Leave it out, or build a new plan without --into.",
+        )
 
 
 def profile_shapes(facts: OnnxFacts, options: BuildOptions) -> dict[str, ProfileShapes]:

@@ -51,6 +51,29 @@ class Built(_Message):
     warnings: list[str]
 
 
+class RefitRequest(_Message):
+    """A plan to put weights into."""
+
+    onnx: str
+    """The file that has them."""
+    stripped: str
+    plan: str
+    """Where to write the plan with the weights."""
+    version_compatible: bool
+    refittable: bool
+    """Whether it shall take other weights later."""
+    dla_core: int | None
+    node_names: tuple[str, ...]
+
+
+class Refitted(_Message):
+    """A plan with its weights, on disk."""
+
+    refittable: bool
+    device_memory_bytes: int | None
+    warnings: list[str]
+
+
 class Contender(_Message):
     """A plan, with its sidecar beside it, to measure."""
 

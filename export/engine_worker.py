@@ -1,20 +1,22 @@
-"""Building one engine with TensorRT's Python module: 8.2 to 11 by one code path, by names.
+"""Building one engine, or putting weights into it, with TensorRT's Python module: 8.2 to 11 by one code path, by names.
 
-`python -m tlc.export.engine_worker build|evaluate REQUEST.json ANSWER.json` is the child of `engine_process`. Names
-that some release lacks are asked for with `hasattr` or `getattr`; a test holds every other name against the tables of
-eleven releases.
+`python -m tlc.export.engine_worker build|refit|evaluate REQUEST.json ANSWER.json` is the child of `engine_process`.
+Names that some release lacks are asked for with `hasattr` or `getattr`; a test holds every other name against the
+tables of eleven releases.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from tlc.export.engine_evaluate import evaluate
 from tlc.export.engine_process import WorkerAnswer
-from tlc.export.engine_request import BuildRequest, Built, EvaluateRequest
+from tlc.export.engine_request import BuildRequest, Built, EvaluateRequest, RefitRequest, Refitted
 from tlc.runtime.artifact import write_bytes
 from tlc.runtime.errors import TlcError
 from tlc.runtime.gpu import engine_host, require_gpu, require_tensorrt
@@ -52,15 +54,14 @@ def build(request: BuildRequest) -> Built:
     plan = builder.build_serialized_network(network, config)
     build_s = time.perf_counter() - start
     if plan is None:
-        errors = [line.removeprefix("error: ") for line in messages if line.startswith("error: ")]
         raise TlcError(
-            f"TensorRT {version} cannot build {request.onnx}: {' | '.join(errors[-_SHOWN:]) or 'it does not say why'}",
+            f"TensorRT {version} cannot build {request.onnx}: {_errors(messages)}",
             hint="The words above are TensorRT's own: they name the layer. tlc check tells what the target refuses.",
         )
     write_bytes(Path(request.plan), bytes(plan))
     if request.timing_cache is not None:
         _keep_timing_cache(config, Path(request.timing_cache))
-    warnings = _unique(line.removeprefix("warning: ") for line in messages if line.startswith("warning: "))
+    warnings = _said(messages, "warning: ")
     _stage("loading the engine")
     runtime, engine = load_engine(
         bytes(plan), request.plan, allow_host_code=request.version_compatible, dla_core=request.dla_core
@@ -81,21 +82,79 @@ def build(request: BuildRequest) -> Built:
     return built
 
 
+def refit(request: RefitRequest) -> Refitted:
+    """Put the weights of an ONNX file into a plan. Raises TlcError with TensorRT's words when it cannot.
+
+    From 10.0 on: NVIDIA/TensorRT, samples/python/sample_weight_stripping. INCLUDE_REFIT came after 10.13; before,
+    whether the plan stays refittable is TensorRT's choice, so the plan that was written is asked.
+    """
+    host = engine_host()
+    require_gpu(host)
+    version = require_tensorrt(host)
+    import tensorrt as trt
+
+    make_reader = getattr(trt, "OnnxParserRefitter", None)
+    if make_reader is None:
+        raise TlcError(
+            f"TensorRT {version} has no OnnxParserRefitter: weights can be put into plans from 10.0 on",
+            hint="Build a new plan: leave --into out.",
+        )
+    logger, messages = process_logger(trt)
+    trt.init_libnvinfer_plugins(logger, "")
+    _stage("loading the plan")
+    load: dict[str, Any] = {"allow_host_code": request.version_compatible, "dla_core": request.dla_core}
+    old_runtime, engine = load_engine(Path(request.stripped).read_bytes(), request.stripped, **load)
+    refitter = trt.Refitter(engine, logger)
+    reader = make_reader(refitter, logger)
+    _stage("reading the weights")
+    if not reader.refit_from_file(request.onnx):
+        raise _unreadable(request, version, reader)
+    if missing := list(refitter.get_missing_weights()):
+        raise TlcError(
+            f"{request.onnx} lacks weights of {request.stripped}, {len(missing)} in all: {', '.join(missing[:_SHOWN])}",
+            hint="Give an ONNX file of the same network, or build a new plan from this one.",
+        )
+    _stage("putting the weights in")
+    settings = engine.create_serialization_config()
+    # Set where the plan came without weights: it would be written without them again.
+    settings.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)
+    if request.refittable and hasattr(trt.SerializationFlag, "INCLUDE_REFIT"):
+        settings.set_flag(trt.SerializationFlag.INCLUDE_REFIT)
+    plan = engine.serialize_with_config(settings) if refitter.refit_cuda_engine() else None
+    if plan is None:
+        raise TlcError(
+            f"TensorRT {version} cannot put the weights of {request.onnx} into {request.stripped}: {_errors(messages)}",
+            hint="The words above are TensorRT's own. Build a new plan: leave --into out.",
+        )
+    write_bytes(Path(request.plan), bytes(plan))
+    warnings = _said(messages, "warning: ")
+    del reader, refitter, settings, engine, old_runtime  # in this order
+    _stage("loading the engine")
+    runtime, engine = load_engine(bytes(plan), request.plan, **load)
+    refitted = Refitted(
+        refittable=request.refittable and bool(engine.refittable),
+        device_memory_bytes=_scratch_bytes(engine),
+        warnings=warnings,
+    )
+    del engine, runtime  # in this order
+    return refitted
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Answer one request; an error that a user can act on is an answer too."""
+    actions: dict[str, Callable[[str], BaseModel]] = {
+        "build": lambda text: build(BuildRequest.model_validate_json(text)),
+        "refit": lambda text: refit(RefitRequest.model_validate_json(text)),
+        "evaluate": lambda text: evaluate(EvaluateRequest.model_validate_json(text)),
+    }
     parser = argparse.ArgumentParser(prog="python -m tlc.export.engine_worker")
-    parser.add_argument("action", choices=["build", "evaluate"])
+    parser.add_argument("action", choices=list(actions))
     parser.add_argument("request", type=Path)
     parser.add_argument("answer", type=Path)
     options = parser.parse_args(arguments)
     text = options.request.read_text(encoding="utf-8")
     try:
-        result = (
-            build(BuildRequest.model_validate_json(text))
-            if options.action == "build"
-            else evaluate(EvaluateRequest.model_validate_json(text))
-        )
-        answer = WorkerAnswer(result=result.model_dump(mode="json"))
+        answer = WorkerAnswer(result=actions[options.action](text).model_dump(mode="json"))
     except TlcError as error:
         answer = WorkerAnswer(error=error.message, hint=error.hint)
     except MemoryError as error:
@@ -215,7 +274,7 @@ def _scratch_bytes(engine: Any) -> int | None:
     return None
 
 
-def _unreadable(request: BuildRequest, version: str, parser: Any) -> TlcError:
+def _unreadable(request: BuildRequest | RefitRequest, version: str, parser: Any) -> TlcError:
     """List what the parser says, with the node's name."""
     lines = []
     for index in range(parser.num_errors):
@@ -231,12 +290,16 @@ def _unreadable(request: BuildRequest, version: str, parser: Any) -> TlcError:
     )
 
 
+def _errors(messages: list[str]) -> str:
+    return " | ".join(_said(messages, "error: ")[-_SHOWN:]) or "it does not say why"
+
+
 def _lacking(version: str, what: str) -> TlcError:
     return TlcError(f"TensorRT {version} has no {what}", hint="Leave that option out for this release.")
 
 
-def _unique(lines: Any) -> list[str]:
-    return list(dict.fromkeys(lines))[:20]
+def _said(messages: list[str], kind: str) -> list[str]:
+    return list(dict.fromkeys(line.removeprefix(kind) for line in messages if line.startswith(kind)))[:20]
 
 
 if __name__ == "__main__":

@@ -116,7 +116,9 @@ class EngineRecord(_Record):
     version_compatible: bool
     hardware_compatible: bool
     stripped: bool
+    """Without weights: not to be run before they are put back."""
     refittable: bool
+    """Whether weights of another ONNX file of the same network may be put in."""
     dla_core: int | None
     dla_layer_ratio: float | None
     """Share of the network's layers that can run on the DLA; the rest falls back to the GPU. None without a DLA."""

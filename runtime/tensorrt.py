@@ -42,8 +42,8 @@ class TensorRTSession(Session):
     launching of many small kernels off the CPU; where an engine cannot be captured, `notes` says so and it runs
     without. Not for use from several threads.
 
-    Raises TlcError without a GPU or TensorRT, and for a plan that is missing, broken, without sidecar, or does not fit
-    this machine.
+    Raises TlcError without a GPU or TensorRT, and for a plan that is missing, broken, without sidecar or weights, or
+    does not fit this machine.
     """
 
     def __init__(self, path: Path, *, graph: bool = True) -> None:
@@ -53,6 +53,12 @@ class TensorRTSession(Session):
         require_tensorrt(host)
         self.record: EngineRecord = read_record(path)
         check_plan(path, self.record, host)
+        if self.record.stripped:
+            raise TlcError(
+                f"{path} was built with --strip: it has no weights, and its outputs would mean nothing",
+                hint="Put them in: "
+                f"tlc build {self.record.onnx} --target {self.record.target} --into {path} -o model.plan",
+            )
         self._path = path
         self._notes: list[str] = []
         self._wants_graph = graph

@@ -61,6 +61,11 @@ USED = [
     ("ILogger.Severity", "WARNING"),
     ("ProfilingVerbosity", "DETAILED"),
     ("TensorIOMode", "INPUT"),
+    ("ICudaEngine", "serialize_with_config"),
+    ("ISerializationConfig", "clear_flag"),
+    ("OnnxParserRefitter", "refit_from_file"),
+    ("Refitter", "refit_cuda_engine"),
+    ("SerializationFlag", "EXCLUDE_WEIGHTS"),
 ]
 
 

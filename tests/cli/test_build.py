@@ -42,6 +42,22 @@ def test_build_prints_what_it_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert json.loads(plan.with_name("m.plan.json").read_text())["profile"]["x"]["opt"] == [4, 3, 8, 8]
 
 
+def test_weights_go_back_into_a_stripped_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install(monkeypatch, tmp_path, "10.3.0")
+    onnx, stripped, plan = write_net(tmp_path / "m.onnx"), tmp_path / "s.plan", tmp_path / "m.plan"
+    command = ["build", str(onnx), "--target", "jetson-orin", "-o"]
+
+    built = CliRunner().invoke(main, [*command, str(stripped), "--strip"])
+    done = CliRunner().invoke(main, [*command, str(plan), "--into", str(stripped)])
+
+    assert built.exit_code == 0, built.output
+    assert "warning: Not run: the weights are stripped" in built.stderr
+    assert done.exit_code == 0, done.output
+    assert "putting the weights of m.onnx into s.plan" in done.stderr
+    assert "y: largest difference from ONNX Runtime 0.00e+00" in done.stdout
+    assert json.loads(plan.with_name("m.plan.json").read_text())["stripped"] is False
+
+
 def test_without_tensorrt_build_fails_with_the_next_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install(monkeypatch, tmp_path, "")
     onnx = write_net(tmp_path / "m.onnx")

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from tensorrt_double import ORIN, PC, TARGETS, XAVIER, forget, install, write_net
 
-from tlc.export.engine import BuildOptions, build_engine
+from tlc.export.engine import BuildOptions, build_engine, refit_engine
 from tlc.export.engine_evaluate import compared
 from tlc.export.engine_limits import larger, pool_limits, smaller, timing_cache_path
 from tlc.export.engine_options import candidates, profile_shapes
@@ -20,6 +22,7 @@ from tlc.runtime.errors import TlcError, UsageError
 from tlc.runtime.gpu import EngineHost
 from tlc.runtime.plan import EngineRecord, ProfileShapes, read_record
 from tlc.runtime.target import load_target
+from tlc.runtime.tensorrt import TensorRTSession
 
 MIB = 1 << 20
 
@@ -188,6 +191,111 @@ def test_stripped_engines_are_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert any("weights are stripped" in warning for warning in record.warnings)
 
 
+def scaled(source: Path, out: Path, factor: float, name: str = "w") -> Path:
+    """Write the net of `source` with other weights, of another name if asked."""
+    model = onnx.load(source)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "w")
+    weight.CopyFrom(numpy_helper.from_array(factor * numpy_helper.to_array(weight), name))
+    for node in model.graph.node:
+        node.input[:] = [name if value == "w" else value for value in node.input]
+    onnx.save(model, out)
+    return out
+
+
+def run(plan: Path) -> Any:
+    with TensorRTSession(plan) as session:
+        return session.run({"x": np.linspace(-1, 1, 192, dtype=np.float32).reshape(1, 3, 8, 8)})["y"]
+
+
+def put(model: Path, plan: Path, version: str, **options: Any) -> EngineRecord:
+    target = load_target(TARGETS[version][0])
+    return refit_engine(model, plan, plan.with_name("full.plan"), target, BuildOptions(rounds=1, samples=2, **options))
+
+
+@pytest.mark.parametrize("version", ["10.3.0", "11.1.0.106"])
+def test_a_stripped_plan_gets_its_weights_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str) -> None:
+    install(monkeypatch, tmp_path, version, TARGETS[version][1])
+    model, plan = write_net(tmp_path / "model.onnx"), tmp_path / "model.plan"
+    build(tmp_path, version, model)
+    expected = run(plan)
+    stripped = build(tmp_path, version, model, strip=True)
+    with pytest.raises(TlcError, match=r"was built with --strip: it has no weights") as caught:
+        run(plan)
+    assert f"--into {plan} -o model.plan" in caught.value.hint
+
+    record = put(model, plan, version)
+
+    np.testing.assert_array_equal(run(tmp_path / "full.plan"), expected)
+    assert np.abs(expected).min() > 0
+    assert read_record(tmp_path / "full.plan") == record
+    assert (record.stripped, record.refittable) == (False, False)
+    assert record.plan_sha256 != stripped.plan_sha256
+    assert record.plan_bytes == (tmp_path / "full.plan").stat().st_size
+    assert record.gpu_ms is not None
+    assert record.layers is not None
+    assert record.comparison[0].max_abs == 0
+    assert [row.verdict for row in record.candidates] == ["chosen: the fastest"]
+    assert not any("stripped" in warning for warning in record.warnings)
+    assert sum("Accuracy was not checked" in warning for warning in record.warnings) == 1
+
+
+@pytest.mark.parametrize("strip", [False, True])
+@pytest.mark.parametrize("version", ["10.3.0", "11.1.0.106"])
+def test_a_refittable_plan_takes_other_weights_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, strip: bool
+) -> None:
+    install(monkeypatch, tmp_path, version, TARGETS[version][1])
+    model, plan, full = write_net(tmp_path / "model.onnx"), tmp_path / "model.plan", tmp_path / "full.plan"
+    build(tmp_path, version, model, strip=strip, refit=True)
+
+    put(model, plan, version)
+    before = run(full)
+    record = put(scaled(model, tmp_path / "other.onnx", 3.0), full, version)
+
+    np.testing.assert_allclose(run(full), 3 * before, rtol=1e-5)
+    assert (record.onnx, record.refittable) == ("other.onnx", True)
+    assert record.comparison[0].max_abs == 0
+    assert sum("Accuracy was not checked" in warning for warning in record.warnings) == 1
+    with pytest.raises(TlcError, match=r"renamed.onnx lacks weights of .*full.plan, 1 in all: w\n") as caught:
+        put(scaled(model, tmp_path / "renamed.onnx", 1.0, "v"), full, version)
+    assert "of the same network" in caught.value.hint
+    assert read_record(full) == record
+
+
+def test_weights_that_a_plan_does_not_take_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install(monkeypatch, tmp_path, "10.3.0")
+    model, plan = write_net(tmp_path / "model.onnx"), tmp_path / "model.plan"
+    other = scaled(model, tmp_path / "other.onnx", 2.0)
+
+    build(tmp_path, "10.3.0", model)
+    with pytest.raises(UsageError, match=r"built with neither --strip nor --refit"):
+        put(model, plan, "10.3.0")
+    build(tmp_path, "10.3.0", model, strip=True)
+    with pytest.raises(UsageError, match=r"takes back the weights of model.onnx .* and .*other.onnx is another file"):
+        put(other, plan, "10.3.0")
+    with pytest.raises(UsageError, match=r"--target cuda, and .* was built for jetson-orin"):
+        put(model, plan, "10.13.3.9")
+    with pytest.raises(UsageError, match="--precision, --also would change that"):
+        put(model, plan, "10.3.0", precision="fp16", alternatives=(other,))
+    monkeypatch.setenv("TLC_FAKE_FAILURE", "unreadable")
+    with pytest.raises(TlcError, match=r"cannot read .*model.onnx: node relu: No importer registered for op: Relu"):
+        put(model, plan, "10.3.0")
+    plan.write_bytes(plan.read_bytes() + b" ")
+    with pytest.raises(TlcError, match=r"is not the plan that model.plan.json describes"):
+        put(model, plan, "10.3.0")
+    assert not (tmp_path / "full.plan").exists()
+
+
+def test_a_release_that_cannot_put_weights_in_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install(monkeypatch, tmp_path, "8.5.3.1", XAVIER)
+    model = write_net(tmp_path / "model.onnx")
+    build(tmp_path, "8.5.3.1", model, refit=True)
+
+    with pytest.raises(TlcError, match=r"TensorRT 8\.5\.3\.1 has no OnnxParserRefitter: .* from 10\.0 on") as caught:
+        put(model, tmp_path / "model.plan", "8.5.3.1")
+    assert "leave --into out" in caught.value.hint
+
+
 def test_compatible_builds_set_their_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install(monkeypatch, tmp_path, "10.3.0")
     onnx = write_net(tmp_path / "model.onnx")
@@ -237,8 +345,6 @@ def test_contradictions_are_refused_before_anything_starts(
 
 
 def test_data_needs_recorded_preprocessing(tmp_path: Path) -> None:
-    import onnx
-
     path = write_net(tmp_path / "model.onnx")
     model = onnx.load(path)
     del model.metadata_props[:]

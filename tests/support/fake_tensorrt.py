@@ -10,8 +10,11 @@ of the inspector's JSON; and, by TLC_FAKE_FAILURE, how builders fail:
     segv               SIGSEGV
     unreadable         the parser refuses the second node
     stuck              never ends
+
+Plans name the ONNX file that they run; one without weights, and one that got new ones, carries its network itself.
 """
 
+import base64
 import ctypes
 import enum
 import json
@@ -139,11 +142,11 @@ class Builder(_Double):
             "level": getattr(config, "builder_optimization_level", None),
             "dla": getattr(config, "DLA_core", None),
         }
-        numbers = [*(int(part) for part in self._version.split(".")), 0][:4] if self._version[0] == "1" else [0] * 4
-        header = b"ftrt" + struct.pack("<I", 0) + bytes(16) + bytes(numbers)
+        if "STRIP_PLAN" in flags:
+            body["network"] = _text(_without_weights(network._model))
         if config._cache is not None:
             config._cache._content = b"timings"
-        return header + json.dumps(body).encode()
+        return _plan(body)
 
 
 class INetworkDefinition(_Double):
@@ -282,9 +285,30 @@ class ICudaEngine(_Double):
     def _of(cls, body: dict[str, Any]) -> Any:
         engine = cls()
         engine._body = body
-        engine._session = ort.InferenceSession(body["path"], providers=["CPUExecutionProvider"])
+        content = base64.b64decode(body["network"]) if "network" in body else body["path"]
+        engine._session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
         engine._io = [*engine._session.get_inputs(), *engine._session.get_outputs()]
         return engine
+
+    @property
+    def refittable(self) -> bool:
+        return bool({"REFIT", "REFIT_IDENTICAL"} & set(self._body["flags"]))
+
+    def create_serialization_config(self) -> Any:
+        config = self._trt["ISerializationConfig"]()
+        flag = self._trt["SerializationFlag"].EXCLUDE_WEIGHTS
+        config._flags = {flag} if "STRIP_PLAN" in self._body["flags"] else set()
+        return config
+
+    def serialize_with_config(self, config: Any) -> bytes:
+        names = {flag.name for flag in config._flags}
+        dropped = set() if "EXCLUDE_WEIGHTS" in names else {"STRIP_PLAN"}
+        if hasattr(self._trt["SerializationFlag"], "INCLUDE_REFIT") and "INCLUDE_REFIT" not in names:
+            dropped |= {"REFIT", "REFIT_IDENTICAL"}
+        model = _network(self._body)
+        network = _text(_without_weights(model) if "EXCLUDE_WEIGHTS" in names else model)
+        flags = [flag for flag in self._body["flags"] if flag not in dropped]
+        return _plan({**self._body, "network": network, "flags": flags})
 
     @property
     def num_io_tensors(self) -> int:
@@ -349,6 +373,57 @@ class ICudaEngine(_Double):
         inspector = self._trt["EngineInspector"]()
         inspector._engine = self
         return inspector
+
+
+class ISerializationConfig(_Double):
+    def set_flag(self, flag: Any) -> bool:
+        self._flags.add(flag)
+        return True
+
+    def clear_flag(self, flag: Any) -> bool:
+        self._flags.discard(flag)
+        return True
+
+
+class Refitter(_Double):
+    """Takes new weights for an engine: all of them, as one without weights needs them."""
+
+    def __init__(self, engine: Any, logger: Any) -> None:
+        self._engine = engine
+        self._weights: dict[str, onnx.TensorProto] = {}
+        assert engine.refittable, "TypeError: pybind11::init(): factory function returned nullptr"
+
+    def get_missing_weights(self) -> list[str]:
+        return [tensor.name for tensor in _weights(_network(self._engine._body)) if tensor.name not in self._weights]
+
+    def refit_cuda_engine(self) -> bool:
+        if self.get_missing_weights():
+            return False
+        model = _network(self._engine._body)
+        for tensor in _weights(model):
+            tensor.CopyFrom(self._weights[tensor.name])
+        self._engine._body["network"] = _text(model)
+        return True
+
+
+class OnnxParserRefitter(_Double):
+    num_errors = 0
+
+    def __init__(self, refitter: Any, logger: Any) -> None:
+        self._refitter = refitter
+
+    def refit_from_file(self, model: str) -> bool:
+        shapes = {tensor.name: list(tensor.dims) for tensor in _weights(_network(self._refitter._engine._body))}
+        for tensor in _weights(onnx.load(model)):
+            if shapes.get(tensor.name) == list(tensor.dims):
+                self._refitter._weights[tensor.name] = tensor
+        if os.environ.get("TLC_FAKE_FAILURE") == "unreadable":
+            object.__setattr__(self, "num_errors", 1)
+        return self.num_errors == 0
+
+    def get_error(self, index: int) -> Any:
+        assert index == 0
+        return self._trt["ParserError"]()
 
 
 class EngineInspector(_Double):
@@ -442,14 +517,46 @@ IMPLEMENTATIONS: dict[str, type] = {
     for kind in (
         Builder, INetworkDefinition, ITensor, OnnxParser, ParserError, IBuilderConfig, ITimingCache,
         IOptimizationProfile, ILogger, IProfiler, Runtime, ICudaEngine, EngineInspector, IExecutionContext,
-        IHostMemory, ILayer,
+        IHostMemory, ILayer, ISerializationConfig, OnnxParserRefitter, Refitter,
     )
 }  # fmt: skip
 
 
+def _plan(body: dict[str, Any]) -> bytes:
+    """Return a plan: from 10 on with the release in its header."""
+    version = body["version"]
+    numbers = [*(int(part) for part in version.split(".")), 0][:4] if version[0] == "1" else [0] * 4
+    return b"ftrt" + struct.pack("<I", 0) + bytes(16) + bytes(numbers) + json.dumps(body).encode()
+
+
+def _network(body: dict[str, Any]) -> onnx.ModelProto:
+    """Return the network that a plan runs."""
+    if "network" in body:
+        return onnx.load_from_string(base64.b64decode(body["network"]))
+    return onnx.load(body["path"])
+
+
+def _text(model: onnx.ModelProto) -> str:
+    return base64.b64encode(model.SerializeToString()).decode()
+
+
+def _weights(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Return the float initialisers, which stripping leaves out and refitting puts in."""
+    return [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for tensor in _weights(copy):
+        zeros = np.zeros(list(tensor.dims), np.float32)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(zeros, tensor.name))
+    return copy
+
+
 def _layers(body: dict[str, Any]) -> list[tuple[Any, str]]:
     """Return the nodes that stay as layers, and what each runs in."""
-    graph = onnx.load(body["path"]).graph
+    graph = _network(body).graph
     dequantized = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     found = []
     for node in graph.node:

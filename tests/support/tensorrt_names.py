@@ -18,6 +18,7 @@ OBJECTS: dict[str, dict[str, str]] = {
     "export/engine_worker.py": {
         **IO, "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig",
         "profile": "IOptimizationProfile", "tensor": "ITensor", "error": "ParserError", "cache": "ITimingCache",
+        "refitter": "Refitter", "reader": "OnnxParserRefitter", "settings": "ISerializationConfig",
     },
 }  # fmt: skip
 """Modules that use TensorRT, with what their variables are."""
@@ -29,7 +30,12 @@ def key(version: str) -> tuple[int, ...]:
 
 
 def served(scope: str, tables: dict[str, Any]) -> dict[str, Any]:
-    """Return the releases that a class or function is for: inputs and outputs have names from 8.5 on."""
+    """Return the releases that a class or function is for.
+
+    Inputs and outputs have names from 8.5 on; weights are put into plans from 10.0 on, and before there is a message.
+    """
+    if scope == "refit":
+        return {version: table for version, table in tables.items() if key(version) >= (10, 0)}
     if scope == "NamedIo":
         return {version: table for version, table in tables.items() if key(version) >= (8, 5)}
     if scope == "IndexedIo":
@@ -76,7 +82,7 @@ def problem(path: str, scope: str, node: ast.Attribute, careful: set[str], table
         elif kind is not None and node.attr not in table["classes"][kind]:
             if node.attr not in careful:
                 return f"{place}{text}: {kind} of {version} has no {node.attr}"
-            known = any(node.attr in other["classes"][kind] for other in tables.values())
+            known = any(node.attr in other["classes"].get(kind, {}) for other in tables.values())
             return None if known else f"{place}{text}: no release's {kind} has {node.attr}"
     return None
 
