@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from machines import machine
 
 from tlc.cli.main import main
 from tlc.runtime import capability
@@ -29,33 +30,10 @@ ORIN = Jetson(
 ORIN_GPU = (Gpu(name="Orin", sm="8.7", memory_bytes=2**35),)
 
 
-def _machine(**changes: Any) -> Machine:
-    names = ("onnxruntime", "openvino", "tensorrt", "onnx", "torch", "nncf", "torchvision", "torch-pruning")
-    packages = {name: Package(name=name, version="1.0") for name in (*names, "onnxscript", "onnxslim", "accelerate")}
-    packages["onnxruntime"] = Package(name="onnxruntime", version="1.31.1", providers=("CPUExecutionProvider",))
-    packages["tensorrt"] = Package(name="tensorrt")
-    packages |= {package.name: package for package in changes.pop("packages", ())}
-    facts: dict[str, Any] = {
-        "python": "3.11.1",
-        "executable": "/bin/python",
-        "packages": packages,
-        "gpus": (),
-        "driver": Tool(name="NVIDIA driver", error="there is no libcuda.so.1"),
-        "cuda": Tool(name="CUDA runtime"),
-        "trtexec": Tool(name="trtexec"),
-        "system_tensorrt": Tool(name="TensorRT of the system's Python"),
-        "jetson": None,
-        "cpu": "Some CPU",
-        "memory_total_bytes": 2**34,
-        "memory_available_bytes": 2**33,
-        "disk_free_bytes": 2**36,
-    }
-    return Machine.model_validate(facts | changes)
-
-
 def _orin(**changes: Any) -> Machine:
     driver = Tool(name="NVIDIA driver", version="for CUDA 12.6")
-    return _machine(**{"gpus": ORIN_GPU, "driver": driver, "jetson": ORIN} | changes)
+    orin: dict[str, Any] = {"gpus": ORIN_GPU, "driver": driver, "jetson": ORIN}
+    return machine(**(orin | changes))
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +55,7 @@ def _steps(monkeypatch: pytest.MonkeyPatch, machine: Machine, *arguments: str) -
 
 
 def test_a_pc_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = _run(monkeypatch, _machine(), "doctor")
+    result = _run(monkeypatch, machine(), "doctor")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert "  onnxruntime    1.31.1 with CPU" in lines
@@ -88,7 +66,7 @@ def test_a_pc_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_runtime_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = _run(monkeypatch, _machine(packages=[Package(name="openvino")]), "doctor", "--target", "openvino")
+    result = _run(monkeypatch, machine(packages=[Package(name="openvino")]), "doctor", "--target", "openvino")
     assert any(
         line.split() == ["openvino", "not", "here:", "openvino", "is", "not", "installed"]
         for line in result.stdout.splitlines()
@@ -119,10 +97,10 @@ def test_trtexec_alone_builds_but_does_not_run(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_status_is_that_of_the_target_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _run(monkeypatch, _machine(), "doctor", "--target", "cpu-x86").exit_code == 0
-    assert _run(monkeypatch, _machine(), "doctor", "--target", "jetson-orin").exit_code == 1
-    assert _run(monkeypatch, _machine(), "doctor", "--target", "jetson-orin", "--json").exit_code == 1
-    assert _run(monkeypatch, _machine(), "doctor", "--target", "jetson").exit_code == 2
+    assert _run(monkeypatch, machine(), "doctor", "--target", "cpu-x86").exit_code == 0
+    assert _run(monkeypatch, machine(), "doctor", "--target", "jetson-orin").exit_code == 1
+    assert _run(monkeypatch, machine(), "doctor", "--target", "jetson-orin", "--json").exit_code == 1
+    assert _run(monkeypatch, machine(), "doctor", "--target", "jetson").exit_code == 2
     ready = _orin(packages=[Package(name="tensorrt", version="10.3.0", imported=True)])
     assert _run(monkeypatch, ready, "doctor", "--target", "jetson-orin").exit_code == 0
 
@@ -130,16 +108,16 @@ def test_the_status_is_that_of_the_target_asked_for(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("machine", "expected"),
     [
-        (_machine(packages=[Package(name="openvino")]), "For target openvino: pip install openvino"),
-        (_machine(packages=[Package(name="onnx", version="1", error="boom")]), "Reinstall onnx: pip install --force-"),
-        (_machine(packages=[Package(name="torch")]), "pip install '.[compress]'"),
+        (machine(packages=[Package(name="openvino")]), "For target openvino: pip install openvino"),
+        (machine(packages=[Package(name="onnx", version="1", error="boom")]), "Reinstall onnx: pip install --force-"),
+        (machine(packages=[Package(name="torch")]), "pip install '.[compress]'"),
         (_orin(), "sudo apt install nvidia-jetpack"),
         (_orin(jetson=None), "pip install 'tensorrt=="),
         (_orin(packages=[Package(name="tensorrt", version="10.3", error="was ended by SIGSEGV")]), "Repair TensorRT"),
         (_orin(driver=Tool(name="NVIDIA driver", error="cuInit failed")), "Make the GPU usable"),
         (_orin(packages=[Package(name="tensorrt", version="8.6.2")]), "TensorRT 8.6.2 on SM 8.7 is no target yet"),
-        (_machine(disk_free_bytes=2**30), "Free some disk: 1.0 GiB are left"),
-        (_machine(memory_available_bytes=2**29), "Close other programs: 0.5 GiB of memory"),
+        (machine(disk_free_bytes=2**30), "Free some disk: 1.0 GiB are left"),
+        (machine(memory_available_bytes=2**29), "Close other programs: 0.5 GiB of memory"),
     ],
 )
 def test_each_thing_missing_has_a_next_step(monkeypatch: pytest.MonkeyPatch, machine: Machine, expected: str) -> None:
@@ -150,7 +128,7 @@ def test_a_provider_that_onnx_runtime_lacks_has_a_next_step(monkeypatch: pytest.
     facts = load_target("cpu-x86").model_dump(exclude={"tensorrt"}) | {"name": "pc", "provider": "cuda"}
     text = "\n".join(f"{key} = {json.dumps(value)}" for key, value in facts.items())
     (tmp_path / "pc.toml").write_text(text)
-    (step,) = _steps(monkeypatch, _machine(), "--target", str(tmp_path / "pc.toml"))
+    (step,) = _steps(monkeypatch, machine(), "--target", str(tmp_path / "pc.toml"))
     assert step == "For target pc: pip uninstall onnxruntime, then pip install onnxruntime-gpu"
 
 
@@ -160,12 +138,12 @@ def test_a_gpu_and_tensorrt_that_fit_some_target_need_no_file(monkeypatch: pytes
 
 
 def test_nothing_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _steps(monkeypatch, _machine(), "--target", "cpu-x86") == []
-    assert "Nothing is missing." in _run(monkeypatch, _machine(), "doctor", "--target", "cpu-x86").stdout
+    assert _steps(monkeypatch, machine(), "--target", "cpu-x86") == []
+    assert "Nothing is missing." in _run(monkeypatch, machine(), "doctor", "--target", "cpu-x86").stdout
 
 
 def test_targets_are_listed_with_what_can_be_done_with_them_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = _run(monkeypatch, _machine(), "targets")
+    result = _run(monkeypatch, machine(), "targets")
     assert [line.split()[0] for line in result.stdout.splitlines() if line[:1] != " "] == ["target", *target_names()]
     (orin,) = [line for line in result.stdout.splitlines() if line.startswith("jetson-orin ")]
     assert orin.split()[:9] == ["jetson-orin", "TensorRT", "10.3", "fp32", "fp16", "int8", "17", "compress", "only:"]
@@ -174,14 +152,14 @@ def test_targets_are_listed_with_what_can_be_done_with_them_here(monkeypatch: py
 
 
 def test_a_device_can_run_what_it_cannot_compress(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = _machine(packages=[Package(name="torch"), Package(name="openvino")])
-    lines = " ".join(_run(monkeypatch, machine, "targets", "cpu-arm", "openvino").stdout.split())
+    device = machine(packages=[Package(name="torch"), Package(name="openvino")])
+    lines = " ".join(_run(monkeypatch, device, "targets", "cpu-arm", "openvino").stdout.split())
     assert "run only: torch is not installed" in lines
     assert "nothing: openvino is not installed; torch is not installed" in lines
 
 
 def test_targets_as_json_have_every_fact(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = json.loads(_run(monkeypatch, _machine(), "targets", "--json").stdout)
+    rows = json.loads(_run(monkeypatch, machine(), "targets", "--json").stdout)
     assert [row["name"] for row in rows] == list(target_names())
     for row in rows:
         here = row.pop("here")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from machines import pc
 
 from tlc.runtime import probes
 from tlc.runtime.capability import Gpu, Machine, missing, missing_to_build, missing_to_compress, probe
@@ -33,32 +34,8 @@ def _write(path: Path, text: str, *, program: bool = False) -> Path:
     return path
 
 
-def _machine(**changes: Any) -> Machine:
-    """A PC with a GPU of SM 8.9, TensorRT 10.13 and everything that compression needs."""
-    names = ("onnxruntime", "openvino", "tensorrt", "onnx", "torch", "nncf", "torchvision", "torch-pruning")
-    packages = {name: Package(name=name, version="1.0") for name in (*names, "onnxscript", "onnxslim", "accelerate")}
-    packages["tensorrt"] = Package(name="tensorrt", version="10.13.3.9")
-    packages["onnxruntime"] = Package(name="onnxruntime", version="1.31.1", providers=("CPUExecutionProvider",))
-    facts: dict[str, Any] = {
-        "python": "3.11.1",
-        "executable": "/bin/python",
-        "packages": packages | changes.pop("packages", {}),
-        "gpus": (Gpu(name="RTX 4090", sm="8.9", memory_bytes=2**34),),
-        "driver": Tool(name="NVIDIA driver", version="580.1"),
-        "cuda": Tool(name="CUDA runtime", version="13.0"),
-        "trtexec": Tool(name="trtexec"),
-        "system_tensorrt": Tool(name="TensorRT of the system's Python"),
-        "jetson": None,
-        "cpu": "Some CPU",
-        "memory_total_bytes": 2**34,
-        "memory_available_bytes": 2**33,
-        "disk_free_bytes": 2**36,
-    }
-    return Machine.model_validate(facts | changes)
-
-
-def _package(name: str, **facts: Any) -> dict[str, Package]:
-    return {name: Package(name=name, **facts)}
+def _package(name: str, **facts: Any) -> list[Package]:
+    return [Package(name=name, **facts)]
 
 
 @pytest.fixture
@@ -302,7 +279,7 @@ def _target(**changes: Any) -> Target:
 
 
 def test_every_target_that_fits_is_run_and_built() -> None:
-    machine = _machine()
+    machine = pc()
     assert {name for name in target_names() if missing(load_target(name), machine) is None} == {
         *("cpu-x86", "cpu-arm", "openvino", "cuda"),
     }
@@ -330,34 +307,34 @@ def test_every_target_that_fits_is_run_and_built() -> None:
     ],
 )  # fmt: skip
 def test_what_is_missing_is_named(target: str, changes: dict[str, Any], reason: str) -> None:
-    assert (missing(load_target(target), _machine(**changes)) or "").startswith(reason)
+    assert (missing(load_target(target), pc(**changes)) or "").startswith(reason)
 
 
 def test_a_gpu_whose_compute_capability_is_not_known_is_taken_to_fit() -> None:
-    assert missing(load_target("cuda"), _machine(gpus=(Gpu(name="G", sm=None, memory_bytes=None),))) is None
+    assert missing(load_target("cuda"), pc(gpus=(Gpu(name="G", sm=None, memory_bytes=None),))) is None
 
 
 def test_a_newer_minor_release_of_tensorrt_will_do() -> None:
-    assert missing(load_target("cuda"), _machine(packages=_package("tensorrt", version="10.16.1"))) is None
+    assert missing(load_target("cuda"), pc(packages=_package("tensorrt", version="10.16.1"))) is None
 
 
 def test_a_provider_that_onnx_runtime_lacks_is_named() -> None:
-    reason = missing(_target(provider="cuda"), _machine())
+    reason = missing(_target(provider="cuda"), pc())
     assert reason == "onnxruntime 1.31.1 has no CUDAExecutionProvider"
 
 
 def test_trtexec_builds_where_python_has_no_tensorrt() -> None:
     without = {"packages": _package("tensorrt")}
-    reason = missing_to_build(load_target("cuda"), _machine(**without))
+    reason = missing_to_build(load_target("cuda"), pc(**without))
     assert reason == "TensorRT is not installed in this Python, and there is no trtexec"
-    assert missing_to_build(load_target("cuda"), _machine(**without, trtexec=Tool(name="trtexec", path="/t"))) is None
-    assert missing_to_build(load_target("cuda"), _machine(gpus=())) == "there is no NVIDIA GPU"
+    assert missing_to_build(load_target("cuda"), pc(**without, trtexec=Tool(name="trtexec", path="/t"))) is None
+    assert missing_to_build(load_target("cuda"), pc(gpus=())) == "there is no NVIDIA GPU"
 
 
 def test_what_compression_lacks_is_named() -> None:
-    reason = missing_to_compress(_machine(packages=_package("torch") | _package("nncf")))
+    reason = missing_to_compress(pc(packages=_package("torch") + _package("nncf")))
     assert reason == "torch, nncf are not installed"
-    assert missing_to_compress(_machine(packages=_package("torch"))) == "torch is not installed"
+    assert missing_to_compress(pc(packages=_package("torch"))) == "torch is not installed"
 
 
 def test_the_cpu_of_onnx_runtime_is_here_without_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:
