@@ -13,6 +13,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name != "test_commands.py")  # the longest file first: it ends with the others
     if config.getoption("--slow"):
         return
     skip = pytest.mark.skip(reason="slow: takes more than about twenty seconds; run pytest with --slow")
