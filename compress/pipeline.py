@@ -248,6 +248,7 @@ class _Pipeline:
             "files": {candidate.name: sha256_file(candidate.path) for candidate in candidates},
             "measure": self.recipe.measure.model_dump(mode="json"),
             "target": self.target.model_dump(mode="json"),
+            "runtime": self.runner.runtime,
             "missing": self.runner.missing,
             "machine": {key: environment()[key] for key in ("cpu_model", "os", "versions")},
             **self._common,

@@ -13,7 +13,7 @@ from tlc.calibration.cache import Pixels
 from tlc.calibration.metrics import predict
 from tlc.export.engine import BuildOptions, build_engine
 from tlc.export.onnx_facts import read_onnx_facts
-from tlc.runtime.artifact import sha256_file
+from tlc.runtime.artifact import sha256_file, sha256_json
 from tlc.runtime.capability import missing, this_machine
 from tlc.runtime.openvino import OpenVinoSession
 from tlc.runtime.plan import read_record
@@ -29,7 +29,7 @@ class Runner:
 
     target: Target
     engines: Path
-    """Folder for what TensorRT builds, named by the content of the ONNX file."""
+    """Folder for what TensorRT builds, named by the content of the ONNX file and by what built it."""
     missing: str
     """Why the target's runtime is not here, and what to do; empty where it is."""
 
@@ -46,15 +46,18 @@ class Runner:
 
     @property
     def runtime(self) -> str:
-        """What files run in, with its version: `onnxruntime 1.31.1`."""
-        name = "onnxruntime" if self.missing else self.target.runtime
-        return f"{name} {this_machine().packages[name].version if name != 'onnxruntime' else onnxruntime.__version__}"
+        """What files run in, with its version, and on which GPU: `onnxruntime 1.31.1`, `tensorrt 10.3.0 on Orin`."""
+        if self.missing or self.target.runtime == "onnxruntime":
+            return f"onnxruntime {onnxruntime.__version__}"
+        machine = this_machine()
+        here = f"{self.target.runtime} {machine.packages[self.target.runtime].version}"
+        return f"{here} on {machine.gpus[0].name}" if self.target.runtime == "tensorrt" else here
 
     def deployed(self, path: Path) -> Path:
         """Return what the runtime loads: the file itself, or the engine that TensorRT builds from it."""
         if self.missing or self.target.runtime != "tensorrt" or path.suffix in ENGINES:
             return path
-        plan = self.engines / f"{sha256_file(path)[:16]}.plan"
+        plan = self.engines / f"{sha256_json([sha256_file(path), self.runtime])[:16]}.plan"
         if not plan.exists():
             self.engines.mkdir(parents=True, exist_ok=True)
             build_engine(path, plan, self.target, BuildOptions(precision=self._built_in(path)))

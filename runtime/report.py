@@ -188,7 +188,7 @@ class Report(_Record):
     data: DataRecord
     target: str
     runtime: str
-    """The runtime in which every row ran, with its version: `onnxruntime 1.31.1`."""
+    """What every row ran in, with its version, and on which GPU: `onnxruntime 1.31.1`, `tensorrt 10.3.0 on Orin`."""
     not_measured: str
     """Why latency and memory were not measured, and what to do; empty where they were. Accuracy always is."""
     threads: int

@@ -164,13 +164,16 @@ def test_where_tensorrt_is_here_every_file_is_built_and_measured_in_it(
     monkeypatch.setattr(runner.Runner, "runtime", property(lambda _: f"tensorrt {version}"))
     try:
         report = compress(recipe(inputs, target), tmp_path / "out")
-        plan = next((tmp_path / "out" / "cache" / "engines").glob("*.plan"))
+        built = sorted((tmp_path / "out" / "cache" / "engines").glob("*.plan"))
+        here = runner.Runner.here(load_target(target), tmp_path / "out" / "cache" / "engines")
+        plan = here.deployed(tmp_path / "out" / "int8.onnx")
         model = read_model({"path": plan})
         (row,) = evaluate_files([recipe(inputs, target).model_copy(update={"model": model})])
     finally:
         tensorrt_double.forget()
 
     _all_measured(report)
+    assert plan in built
     assert row.accuracy.samples == report.data.evaluation_samples
 
 
