@@ -285,7 +285,7 @@ class _Pipeline:
                 arch=self.plan.model.arch.text,
                 input_shape=list(self.plan.model.preprocess.input_shape),
             ),
-            data=self._data_record(),
+            data=self._data_record(rows),
             target=self.target.name,
             runtime=self.runner.runtime,
             not_measured=self.runner.missing,
@@ -374,15 +374,16 @@ class _Pipeline:
             for name in ("model.json", "model.safetensors"):
                 shutil.copyfile(final.stage.path / name, folder / name)
 
-    def _data_record(self) -> DataRecord:
+    def _data_record(self, rows: list[Measurement]) -> DataRecord:
         splits = self.plan.splits
+        calibrated = any(row.precision == "int8" for row in rows)
         return DataRecord(
             path=str(self.recipe.data.path),
             sha256=splits.digest,
             classes=list(splits.classes),
             fit_samples=len(splits.fit),
             holdout_samples=len(splits.holdout),
-            calibration_samples=min(self.recipe.quantize.samples, len(splits.fit)),
+            calibration_samples=min(self.recipe.quantize.samples, len(splits.fit)) if calibrated else 0,
             evaluation_samples=len(splits.evaluation),
             skipped_files=list(splits.skipped),
         )

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tlc.compress.bias import correct_biases, correct_biases_in_order
 from tlc.compress.sensitivity import LayerNoise, layer_noise, tensor_ranges
-from tlc.export.fp16 import float32_on_data, name_nodes
+from tlc.export.fp16 import RANGE_SAMPLES, float32_on_data, name_nodes
 from tlc.export.half import constants_as_initializers
 from tlc.export.placement import place, quantized_tensors
 from tlc.export.qdq import (
@@ -38,8 +38,6 @@ from tlc.runtime.target import Target
 FEWEST_SAMPLES = 16
 """Below it, the range of an activation depends on which pictures were drawn."""
 _RANKING_SAMPLES = 32
-_RANGE_SAMPLES = 64
-"""Samples on which the range of what stays in float is measured for float16."""
 _IN_ORDER_SAMPLES = 64
 """Of each pass when biases are corrected in order, which takes a pass per layer."""
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -191,7 +189,7 @@ def _stored(quantized: onnx.ModelProto, model: onnx.ModelProto, stream: "_Stream
     if target.tensorrt is None or target.tensorrt.release < (10, 0):
         return quantized
     if target.tensorrt.strongly_typed:
-        outside, _ = float32_on_data(constants_as_initializers(model), islice(stream, _RANGE_SAMPLES))
+        outside, _ = float32_on_data(constants_as_initializers(model), islice(stream, RANGE_SAMPLES))
         return typed_from_qdq(quantized, keep_float32=[node.name for node in outside])
     store_int8_weights(quantized)
     return quantized

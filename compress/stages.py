@@ -28,7 +28,7 @@ from tlc.compress.recipe import Recipe
 from tlc.compress.runner import Runner, logits_of
 from tlc.compress.student import is_built_from_teacher, student_from_teacher
 from tlc.compress.train import bf16_is_fast, evaluate
-from tlc.export.fp16 import Fp16Record, fp16_from_float
+from tlc.export.fp16 import RANGE_SAMPLES, Fp16Record, fp16_from_float
 from tlc.export.onnx import onnx_from_torch
 from tlc.runtime.errors import TlcError
 from tlc.runtime.report import Agreement
@@ -38,8 +38,6 @@ from tlc.runtime.target import Target
 _CHOICE_SAMPLES = 512
 _CHOICE_EVALUATIONS = 120
 _CHECK_SAMPLES = 64
-_RANGE_SAMPLES = 64
-"""Images on which the range of every tensor is measured for float16."""
 _ENOUGH_TO_JUDGE = 500
 _BATCHNORM_BATCH = 256
 _BATCHNORM_BATCHES = 8
@@ -266,7 +264,7 @@ class _OneByOne:
 
 def fp16_file(float_onnx: Path, out: Path, data: Data, recipe: Recipe) -> Fp16Record:
     """Write the float16 file of `float_onnx`; what leaves float16's range on training samples stays in float32."""
-    indices = balanced_indices(np.asarray(data.fit.labels), min(_RANGE_SAMPLES, len(data.fit)), seed=recipe.seed)
+    indices = balanced_indices(np.asarray(data.fit.labels), min(RANGE_SAMPLES, len(data.fit)), seed=recipe.seed)
     return fp16_from_float(float_onnx, out, samples=_OneByOne(data.fit, indices))
 
 

@@ -95,7 +95,7 @@ def choose(
 def _choose_by_trtexec(
     built: dict[str, tuple[Path, EngineRecord]], failed: list[Candidate], options: BuildOptions, here: Builder
 ) -> tuple[Path, EngineRecord]:
-    """As `_chosen`, with trtexec's own times, one engine after the other, and nothing on outputs."""
+    """As `choose`, with trtexec's own times, one engine after the other, and nothing on outputs."""
     assert here.trtexec is not None
     release = version_key(str(here.host.tensorrt))
     found: dict[str, tuple[Path, EngineRecord]] = {}
@@ -113,9 +113,11 @@ def _choose_by_trtexec(
         changes = {"gpu_ms": gpu_ms, "layers": layers, "warnings": [*record.warnings, *notes]}
         found[name] = (plan, record.model_copy(update=changes))
     best = min(found, key=lambda name: found[name][1].gpu_ms or float("inf"))
+    chosen = "chosen: the fastest" if found[best][1].gpu_ms is not None else "chosen: the first, none has a time"
     rows = [
         Candidate(onnx=record.onnx, precision=record.precision, plan_bytes=record.plan_bytes, latency_ms=None,
-                  gpu_ms=record.gpu_ms, top1=None, verdict="chosen: the fastest" if name == best else "slower")
+                  gpu_ms=record.gpu_ms, top1=None,
+                  verdict=chosen if name == best else "no time" if record.gpu_ms is None else "slower")
         for name, (_, record) in found.items()
     ]  # fmt: skip
     plan, record = found[best]

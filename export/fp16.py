@@ -17,6 +17,8 @@ from tlc.export.half import LARGEST, constants_as_initializers, half_model, larg
 from tlc.runtime.artifact import write_bytes
 from tlc.runtime.errors import TlcError
 
+RANGE_SAMPLES = 64
+"""Images on which ranges are measured: enough to meet a tensor's usual extremes, for which HEADROOM leaves room."""
 HEADROOM = 2
 """Values up to 65,504 / 2 on the samples are trusted not to exceed 65,504 on other data."""
 FAINTEST_DB = 50.0

@@ -93,14 +93,6 @@ def read_layers(text: str) -> list[Layer]:
     return [_layer(layer) for layer in layers if isinstance(layer, dict)]
 
 
-def io_tensors(text: str) -> list[str]:
-    """Return the names of the engine's inputs and outputs from the inspector's JSON of either generation."""
-    table = json.loads(text, strict=False)
-    if "I/O Tensors" in table:
-        return [str(tensor["Name"]) for tensor in table["I/O Tensors"]]
-    return [str(name) for name in table.get("Bindings", [])]
-
-
 def summarize(layers: Sequence[Layer], times_ms: Mapping[str, float] | None = None) -> LayerSummary:
     """Return counts and, given each layer's time by its name, shares of the time.
 

@@ -87,6 +87,7 @@ def test_a_run_for_tensorrt_ends_in_files_that_it_takes_and_claims_no_latency(
     report = compress(recipe(inputs, target), tmp_path)
 
     assert report.chosen == ships
+    assert (report.data.calibration_samples > 0) is (ships == "int8")
     for row in report.measurements:
         assert row.latency is None
         assert row.peak_memory_bytes is None
