@@ -90,6 +90,8 @@ if "--onnx" in given:
         sys.exit(1)
     open(given["--saveEngine"], "wb").write(b"ftrt" + bytes(20) + bytes([10, 3, 0, 26]) + b"engine")
 if "--loadEngine" in given:
+    if "{mode}" == "builds only":
+        sys.exit(1)
     inputs = [{{"Format/Datatype": "Row major Int8 format"}}]
     layer = {{"Name": "conv", "LayerType": "CaskConvolution", "Inputs": inputs}}
     json.dump([{{"computeMs": 0.5}}, {{"computeMs": 0.7}}, {{"computeMs": 0.6}}], open(given["--exportTimes"], "w"))
@@ -126,6 +128,18 @@ def test_an_engine_is_built_and_measured_without_the_python_module(
     assert record.inputs[0].shape == [-1, 3, 8, 8]
     assert record.comparison == []
     assert any("Outputs and accuracy were not checked" in warning for warning in record.warnings)
+
+
+def test_an_engine_that_did_not_run_is_not_called_the_fastest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install(monkeypatch, tmp_path, "")
+    options = BuildOptions(precision="best", trtexec=program(tmp_path, "builds only"))
+    onnx = write_net(tmp_path / "model.onnx", quantized=True)
+
+    record = build_engine(onnx, tmp_path / "m.plan", load_target("jetson-orin"), options)
+
+    assert record.gpu_ms is None
+    assert [row.verdict for row in record.candidates] == ["chosen: the first, none has a time"]
+    assert any("trtexec could not run the engine" in warning for warning in record.warnings)
 
 
 def test_what_trtexec_says_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
