@@ -29,6 +29,7 @@ from tlc.export.fp16 import fp16_from_float
 from tlc.export.onnx import onnx_from_torch
 from tlc.runtime.session import OrtSession
 from tlc.runtime.target import load_target
+from tlc.runtime.tensor import Feeds
 
 TARGETS = ("cpu-x86", "cpu-arm", "openvino", "jetson-orin", "jetson-xavier", "jetson-nano")
 CASES = {
@@ -51,8 +52,8 @@ class _Samples:
     pixels: Pixels
     indices: NDArray[np.int64]
 
-    def __iter__(self) -> Iterator[NDArray[np.float32]]:
-        return (self.pixels.batch([index]) for index in self.indices)
+    def __iter__(self) -> Iterator[Feeds]:
+        return ({"input": self.pixels.batch([index])} for index in self.indices)
 
 
 def rows(case: str, assets: Path, folder: Path) -> Iterator[str]:

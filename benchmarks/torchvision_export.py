@@ -139,18 +139,17 @@ def row(name: str, folder: Path) -> list[str]:
     target = load_target("cpu-x86")
     export_s = timed(lambda: onnx_from_torch(module, (3, size, size), single, opset=target.opset))
     stats = graph_stats(single)
-    images = Noise(size, CALIBRATION_IMAGES, seed=3)
+    samples = [{"input": image} for image in Noise(size, CALIBRATION_IMAGES, seed=3)]
     settings = QuantizeSettings(samples=CALIBRATION_IMAGES)
-    quantize = lambda: quantize_onnx(single, integer, images, count=len(list(images)), target=target, settings=settings)  # noqa: E731
+    quantize = lambda: quantize_onnx(single, integer, samples, count=len(samples), target=target, settings=settings)  # noqa: E731
     quantize_s = timed(quantize)
     fp16_from_float(single, half)
     with torch.no_grad():
         truth = module(torch.from_numpy(np.concatenate(list(Noise(size, 8, seed=2))))).numpy()
     error = {path: np.abs(logits(path, size) - truth).max() / np.abs(truth).max() for path in (single, half)}
     noise = np.square(logits(integer, size) - truth).sum() / np.square(truth).sum()
-    image = next(iter(images))
     runners = {path.stem: session(path) for path in (single, integer)}
-    runs = {stem: lambda runner=runner: runner.run(None, {"input": image}) for stem, runner in runners.items()}
+    runs = {stem: lambda runner=runner: runner.run(None, samples[0]) for stem, runner in runners.items()}
     latency = measure_interleaved(runs, rounds=20, block=3, warmup_runs=5)
     gain = speedup(latency["fp32"], latency["int8"])
     return [

@@ -63,7 +63,7 @@ def row(name: str, folder: Path) -> str:
         equal = torch.equal(logits, again.module(images))
     onnx = onnx_from_torch(again.module, shape, folder / f"{name}.onnx", opset=18)
     int8 = folder / f"{name}-int8.onnx"
-    samples = [image[None].numpy() for image in images]
+    samples = [{"input": image[None].numpy()} for image in images]
     target, settings = load_target("cpu-x86"), QuantizeSettings(samples=16)
     quantize_onnx(onnx.path, int8, samples, count=16, target=target, settings=settings)
     with OrtSession(int8) as session:

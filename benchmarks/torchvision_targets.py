@@ -30,6 +30,7 @@ from tlc.export.view import WEIGHTED, View
 from tlc.runtime.errors import TlcError
 from tlc.runtime.session import OrtSession
 from tlc.runtime.target import Target, load_target
+from tlc.runtime.tensor import Feeds
 
 FAMILIES = (
     "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "vgg11_bn", "densenet121", "googlenet",
@@ -54,7 +55,7 @@ def network(name: str) -> nn.Module:
 def cell(module: nn.Module, target: Target, images: NDArray[np.float32], folder: Path) -> str:
     """Return what one target's file is like; a refusal is a cell."""
     source, out = folder / "float.onnx", folder / "out.onnx"
-    samples = [image[None] for image in images]
+    samples = [{"input": image[None]} for image in images]
     try:
         onnx_from_torch(module, images.shape[1:], source, opset=target.opset)
         if "int8" in target.precisions:
@@ -75,10 +76,10 @@ def cell(module: nn.Module, target: Target, images: NDArray[np.float32], folder:
     return f"{checked}, {snr}, {sum(map(view.is_quantised, layers))} of {len(layers)}"
 
 
-def logits(path: Path, samples: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+def logits(path: Path, samples: Sequence[Feeds]) -> NDArray[np.float32]:
     """Return the file's logits (N, 10), by ONNX Runtime on the CPU."""
     with OrtSession(path) as session:
-        return np.concatenate([session.run({session.inputs[0].name: sample})["logits"] for sample in samples])
+        return np.concatenate([session.run(sample)["logits"] for sample in samples])
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Corre
 means from calibration samples (appendix D, "empirical bias correction").
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -12,7 +12,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-Samples = Iterable[NDArray[np.float32]]
+from tlc.runtime.tensor import Samples
+
 Shifts = dict[str, NDArray[np.float64]]
 
 
@@ -24,7 +25,7 @@ def correct_biases(model: onnx.ModelProto, quantized: onnx.ModelProto, samples: 
     Args:
         model: the float network.
         quantized: the same network with Q/DQ pairs in front of its layers, the nodes' names kept.
-        samples: (1, C, H, W) float32 each.
+        samples: of the calibration.
 
     """
     layers = _layers(quantized)
@@ -113,7 +114,7 @@ def _channel_means(
     sums: Shifts = {}
     count = 0
     for sample in samples:
-        values = session.run(names, {model.graph.input[0].name: sample})
+        values = session.run(names, dict(sample))
         for layer, value in zip(layers, values, strict=True):
             channels = value.shape[1 if layer.op_type in ("Conv", "ConvTranspose") else -1]
             mean = value.reshape(-1, channels).mean(0, dtype=np.float64)

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -26,11 +25,12 @@ from tlc.runtime.artifact import write_bytes
 from tlc.runtime.report import Accuracy, AccuracyChange
 from tlc.runtime.session import OrtSession
 from tlc.runtime.target import Target
+from tlc.runtime.tensor import Feeds
 
 SAMPLES = 32
 """Inputs that ranges are taken from, and as many others that outputs are compared on."""
 
-_Feeds = list[dict[str, NDArray[Any]]]
+_Feeds = list[Feeds]
 
 
 class OutputNoise(BaseModel):

@@ -3,17 +3,15 @@
 import fnmatch
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 import nncf
-import numpy as np
 import onnx
 from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix, QuantizationParameters
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from tlc.compress.bias import correct_biases, correct_biases_in_order
@@ -34,9 +32,10 @@ from tlc.export.typed import typed_from_qdq
 from tlc.runtime.artifact import write_bytes
 from tlc.runtime.errors import TlcError, UsageError
 from tlc.runtime.target import Target
+from tlc.runtime.tensor import Feeds, Samples
 
 FEWEST_SAMPLES = 16
-"""Below it, the range of an activation depends on which pictures were drawn."""
+"""Below it, the range of an activation depends on which samples were drawn."""
 _RANKING_SAMPLES = 32
 _IN_ORDER_SAMPLES = 64
 """Of each pass when biases are corrected in order, which takes a pass per layer."""
@@ -49,7 +48,6 @@ _NNCF_REFUSALS = (
     nncf.UnsupportedBackendError,
 )
 
-Samples = Iterable[NDArray[np.float32]]
 Progress = Callable[[int, int], None]
 
 
@@ -59,7 +57,7 @@ class QuantizeSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     samples: int = Field(default=300, ge=FEWEST_SAMPLES)
-    """Calibration images at most; all there are if fewer."""
+    """Calibration samples at most; all there are if fewer."""
     preset: Literal["performance", "mixed"] = "performance"
     """`mixed` gives activations of both signs a grid of their own zero point instead of a symmetric one. TensorRT has
     none."""
@@ -96,14 +94,14 @@ class QuantizeRecord(BaseModel):
 
 
 def check_calibration(available: int, settings: QuantizeSettings) -> int:
-    """Return how many images to calibrate with: `settings.samples`, or all if fewer.
+    """Return how many samples to calibrate with: `settings.samples`, or all if fewer.
 
     Raises TlcError when there are fewer than 16.
     """
     if available < FEWEST_SAMPLES:
         raise TlcError(
-            f"too few calibration images: {available}, the limit is {FEWEST_SAMPLES}",
-            hint="Add training images, or leave quantisation out.",
+            f"too few calibration samples: {available}, the limit is {FEWEST_SAMPLES}",
+            hint="Add training samples, or leave quantisation out.",
         )
     return min(available, settings.samples)
 
@@ -130,7 +128,7 @@ def quantize_onnx(
     Args:
         float_onnx: made by `onnx_from_torch`.
         out: file to write.
-        samples: (1, C, H, W) float32 each; iterated from the start several times, so no generator.
+        samples: of the calibration; iterated from the start several times, so no generator.
         count: how many of them to use.
         target: decides where quantisers stand, the type of activations and whether weights use 7 bits.
         settings: see `QuantizeSettings`.
@@ -248,13 +246,13 @@ def quantize_within_budget(
     Args:
         float_onnx: as for `quantize_onnx`, like the arguments not named here.
         out: file to write.
-        samples: (1, C, H, W) float32 each, iterable again and again.
+        samples: of the calibration, iterable again and again.
         count: how many of them to use.
         target: as for `quantize_onnx`.
         settings: as for `quantize_onnx`.
         drop_points: top-1 that a candidate file loses on the holdout against the original, percentage points.
         budget_points: the largest drop accepted.
-        full: also keep the file with everything in INT8 here. It is the fastest, and few images cannot tell its drop
+        full: also keep the file with everything in INT8 here. It is the fastest, and few samples cannot tell its drop
             from one within the budget.
         on_progress: as for `quantize_onnx`.
 
@@ -357,7 +355,7 @@ def _by_nncf(
         with quiet():
             quantized: onnx.ModelProto = nncf.quantize(
                 model,
-                nncf.Dataset(stream, lambda image: {model.graph.input[0].name: image}),
+                nncf.Dataset(stream),
                 preset=nncf.QuantizationPreset(settings.preset),
                 subset_size=stream.count,
                 fast_bias_correction=settings.bias_correction != "accurate",
@@ -381,7 +379,7 @@ class _Stream:
     count: int
     on_progress: Progress | None
 
-    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+    def __iter__(self) -> Iterator[Feeds]:
         for done, sample in enumerate(islice(self.samples, self.count), start=1):
             if self.on_progress is not None:  # before the sample: NNCF never asks for one more, so nothing runs after
                 self.on_progress(done, self.count)

@@ -1,6 +1,6 @@
 """Which layer suffers most from INT8: each quantised alone, judged by what it does to the predicted probabilities."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +10,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from pydantic import BaseModel, ConfigDict
+
+from tlc.runtime.tensor import Feeds, Samples
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -28,9 +30,7 @@ class LayerNoise(BaseModel):
     logits that a range cuts off do not count, as they decide nothing."""
 
 
-def layer_noise(
-    float_onnx: Path, quantized_onnx: Path, samples: Iterable[NDArray[np.float32]]
-) -> tuple[LayerNoise, ...]:
+def layer_noise(float_onnx: Path, quantized_onnx: Path, samples: Samples) -> tuple[LayerNoise, ...]:
     """Rank the quantised layers, noisiest first.
 
     Each layer in turn gets its INT8 weights, corrected bias and quantised input inside the float network. Cost: as many
@@ -39,7 +39,7 @@ def layer_noise(
     Args:
         float_onnx: the float network.
         quantized_onnx: the same network quantised, with the nodes' names kept.
-        samples: (1, C, H, W) float32 each.
+        samples: few.
 
     """
     model = onnx.load(float_onnx)
@@ -60,7 +60,7 @@ def layer_noise(
 def tensor_ranges(
     float_onnx: Path,
     names: Sequence[str],
-    samples: Iterable[NDArray[np.float32]],
+    samples: Samples,
     *,
     over_samples: Literal["mean", "extreme"],
 ) -> dict[str, tuple[float, float]]:
@@ -78,7 +78,7 @@ def tensor_ranges(
     extremes = np.full((len(names), 2), (np.inf, -np.inf))
     count = 0
     for sample in samples:
-        values = session.run(list(names), {model.graph.input[0].name: sample})
+        values = session.run(list(names), dict(sample))
         found = np.array([(value.min(), value.max()) for value in values], np.float64)
         sums += found
         extremes = np.column_stack((np.minimum(extremes[:, 0], found[:, 0]), np.maximum(extremes[:, 1], found[:, 1])))
@@ -161,10 +161,9 @@ class _QuantizedLayers:
         return [values, *grid]
 
 
-def _logits(model: onnx.ModelProto, batch: list[NDArray[np.float32]]) -> NDArray[np.float64]:
+def _logits(model: onnx.ModelProto, batch: list[Feeds]) -> NDArray[np.float64]:
     session = _session(model)
-    name = model.graph.input[0].name
-    return np.concatenate([session.run(None, {name: sample})[0] for sample in batch]).astype(np.float64)
+    return np.concatenate([session.run(None, dict(sample))[0] for sample in batch]).astype(np.float64)
 
 
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ from tlc.runtime.errors import TlcError
 from tlc.runtime.report import Agreement
 from tlc.runtime.session import OrtSession
 from tlc.runtime.target import Target
+from tlc.runtime.tensor import Feeds
 
 _CHOICE_SAMPLES = 512
 _CHOICE_EVALUATIONS = 120
@@ -253,19 +255,21 @@ def export_model(model: Model, path: Path, target: Target, samples: Pixels) -> A
 
 @dataclass(frozen=True, slots=True)
 class _OneByOne:
-    """Samples (1, C, H, W) of `pixels`, again and again, one in memory at a time."""
+    """Feeds of `file` with samples (1, C, H, W) of `pixels`, again and again, one in memory at a time."""
 
+    file: Path
     pixels: Pixels
     indices: NDArray[np.int64]
 
-    def __iter__(self) -> Iterator[NDArray[np.float32]]:
-        return (self.pixels.batch([index]) for index in self.indices)
+    def __iter__(self) -> Iterator[Feeds]:
+        name = onnx.load(self.file).graph.input[0].name
+        return ({name: self.pixels.batch([index])} for index in self.indices)
 
 
 def fp16_file(float_onnx: Path, out: Path, data: Data, recipe: Recipe) -> Fp16Record:
     """Write the float16 file of `float_onnx`; what leaves float16's range on training samples stays in float32."""
     indices = balanced_indices(np.asarray(data.fit.labels), min(RANGE_SAMPLES, len(data.fit)), seed=recipe.seed)
-    return fp16_from_float(float_onnx, out, samples=_OneByOne(data.fit, indices))
+    return fp16_from_float(float_onnx, out, samples=_OneByOne(float_onnx, data.fit, indices))
 
 
 def quantize_file(
@@ -282,7 +286,7 @@ def quantize_file(
     return quantize_within_budget(
         float_onnx,
         out,
-        _OneByOne(data.fit, indices),
+        _OneByOne(float_onnx, data.fit, indices),
         count=count,
         target=runner.target,
         settings=recipe.quantize,

@@ -1,6 +1,6 @@
 """How far a changed ONNX file is from another one, output by output, on the same inputs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from tlc.calibration.metrics import sqnr_db
-
-Feeds = Mapping[str, NDArray[Any]]
+from tlc.runtime.tensor import Feeds
 
 
 def output_sqnr_db(

@@ -2,23 +2,23 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import BaseModel, ConfigDict
 
 from tlc.export.half import LARGEST, constants_as_initializers, half_model, largest_finite
 from tlc.runtime.artifact import write_bytes
 from tlc.runtime.errors import TlcError
+from tlc.runtime.tensor import Samples
 
 RANGE_SAMPLES = 64
-"""Images on which ranges are measured: enough to meet a tensor's usual extremes, for which HEADROOM leaves room."""
+"""Samples on which ranges are measured: enough to meet a tensor's usual extremes, for which HEADROOM leaves room."""
 HEADROOM = 2
 """Values up to 65,504 / 2 on the samples are trusted not to exceed 65,504 on other data."""
 FAINTEST_DB = 50.0
@@ -48,19 +48,17 @@ class Fp16Record(BaseModel):
     nodes: int
     """Nodes of the float32 graph."""
     samples: int
-    """Images that ranges were measured on; 0: structure alone decided."""
+    """Samples that ranges were measured on; 0: structure alone decided."""
 
 
-def fp16_from_float(
-    path: Path, out: Path, *, samples: Iterable[NDArray[np.float32]] | None = None, keep: Collection[str] = ()
-) -> Fp16Record:
+def fp16_from_float(path: Path, out: Path, *, samples: Samples | None = None, keep: Collection[str] = ()) -> Fp16Record:
     """Write `path` with weights and arithmetic in float16; inputs and outputs stay float32.
 
     Args:
         path: a float32 file.
         out: the file to write.
-        samples: (N, C, H, W) float32 each: tensors that leave float16's range on them stay in float32, with the nodes
-            that write and read them. Memory does not grow with their number.
+        samples: tensors that leave float16's range on them stay in float32, with the nodes that write and read them.
+            Memory does not grow with their number.
         keep: names of more nodes that stay in float32.
 
     Raises:
@@ -106,7 +104,7 @@ def structural_float32(model: onnx.ModelProto) -> list[KeptNode]:
     return found
 
 
-def float32_on_data(model: onnx.ModelProto, samples: Iterable[NDArray[np.float32]]) -> tuple[list[KeptNode], int]:
+def float32_on_data(model: onnx.ModelProto, samples: Samples) -> tuple[list[KeptNode], int]:
     """Run the float32 model and return the nodes that write or read what float16 cannot hold, and the sample count.
 
     A tensor overflows where its largest magnitude exceeds 65,504 / 2; it underflows where rounding it to float16 leaves
@@ -149,9 +147,7 @@ def _readers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
     return readers
 
 
-def _measured(
-    model: onnx.ModelProto, samples: Iterable[NDArray[np.float32]]
-) -> tuple[dict[str, tuple[float, float, float]], int]:
+def _measured(model: onnx.ModelProto, samples: Samples) -> tuple[dict[str, tuple[float, float, float]], int]:
     """Largest magnitude, and energy of the signal and of its rounding error, of every inner float32 tensor.
 
     Nodes inside the graph reduce each tensor to three numbers, so that no tensor outlives its use.
@@ -178,7 +174,7 @@ def _measured(
     totals = {name: np.zeros(3) for name in names}
     count = 0
     for sample in samples:
-        values = np.array(session.run(None, {model.graph.input[0].name: sample}), np.float64).reshape(-1, 3)
+        values = np.array(session.run(None, dict(sample)), np.float64).reshape(-1, 3)
         for name, (largest, signal, noise) in zip(names, values, strict=True):
             total = totals[name]
             total[:] = max(total[0], largest), total[1] + signal, total[2] + noise

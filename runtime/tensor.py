@@ -1,6 +1,15 @@
 """A model's boundary."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+Feeds = Mapping[str, NDArray[Any]]
+"""One array per input, by name."""
+Samples = Iterable[Feeds]
+"""Feeds of one sample each: a batch of 1."""
 
 
 @dataclass(frozen=True, slots=True)

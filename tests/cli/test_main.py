@@ -121,7 +121,7 @@ def test_a_missing_data_folder(inputs: Path) -> None:
 def test_too_few_calibration_images(inputs: Path) -> None:
     tiny.write_bars(inputs / "few.npz", 18)
 
-    assert_refused(compress(inputs, data=inputs / "few.npz"), inputs, 1, "too few calibration images")
+    assert_refused(compress(inputs, data=inputs / "few.npz"), inputs, 1, "too few calibration samples")
 
 
 def photos(folder: Path) -> Path:

@@ -19,6 +19,7 @@ from tlc.compress.sensitivity import layer_noise
 from tlc.export.onnx import onnx_from_torch
 from tlc.runtime.errors import TlcError, UsageError
 from tlc.runtime.target import Target, load_target
+from tlc.runtime.tensor import Feeds
 
 COUNT = 24
 TARGET = load_target("cpu-x86", flags=frozenset({"sse2", "avx512_vnni"}))
@@ -44,11 +45,11 @@ class Noise:
     def __init__(self) -> None:
         self.made = 0
 
-    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+    def __iter__(self) -> Iterator[Feeds]:
         rng = np.random.default_rng(0)
         while True:
             self.made += 1
-            yield rng.standard_normal((1, 3, 8, 8), dtype=np.float32)
+            yield {"input": rng.standard_normal((1, 3, 8, 8), dtype=np.float32)}
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +198,7 @@ def test_all_images_are_used_up_to_the_limit(available: int, used: int) -> None:
 
 
 def test_too_few_calibration_images_are_refused() -> None:
-    with pytest.raises(TlcError, match="too few calibration images: 15, the limit is 16"):
+    with pytest.raises(TlcError, match="too few calibration samples: 15, the limit is 16"):
         check_calibration(15, QuantizeSettings())
 
 

@@ -23,6 +23,7 @@ from tlc.export.onnx import onnx_from_torch
 from tlc.export.qdq import float_convolution_outputs
 from tlc.runtime.errors import TlcError, UsageError
 from tlc.runtime.target import Target, load_target
+from tlc.runtime.tensor import Feeds
 
 COUNT = 24
 ORIN, XAVIER, NANO = (load_target(f"jetson-{name}") for name in ("orin", "xavier", "nano"))
@@ -49,10 +50,10 @@ class Wide(nn.Module):
 class Noise:
     """Seeded images, made anew in each pass."""
 
-    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+    def __iter__(self) -> Iterator[Feeds]:
         rng = np.random.default_rng(0)
         while True:
-            yield rng.standard_normal((1, 3, 8, 8), dtype=np.float32)
+            yield {"input": rng.standard_normal((1, 3, 8, 8), dtype=np.float32)}
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +192,7 @@ def test_openvino_gets_what_nncf_places(tmp_path: Path, float_onnx: Path) -> Non
 
 
 def test_ranges_are_means_or_extremes_over_the_samples(float_onnx: Path) -> None:
-    samples = [np.full((1, 3, 8, 8), value, np.float32) for value in (1, 2, -3)]
+    samples = [{"input": np.full((1, 3, 8, 8), value, np.float32)} for value in (1, 2, -3)]
     assert tensor_ranges(float_onnx, ["input"], samples, over_samples="mean") == {"input": (0.0, 0.0)}
     assert tensor_ranges(float_onnx, ["input"], samples, over_samples="extreme") == {"input": (-3.0, 2.0)}
     assert tensor_ranges(float_onnx, [], samples, over_samples="extreme") == {}

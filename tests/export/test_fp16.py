@@ -100,11 +100,12 @@ def run_in_float16(path: Path, batch: np.ndarray) -> np.ndarray:
 
 HUGE = "a = Mul (input, big) b = Relu (a) c = Mul (b, small) logits = Tanh (c)"
 BATCHES = [np.array([[1, -2, 0.5, 3]], np.float32), np.array([[0.1, 2, -0.5, 0.25]], np.float32)]
+SAMPLES = [{"input": batch} for batch in BATCHES]
 
 
 def test_what_overflows_on_the_samples_stays_float32_from_its_writer_to_its_readers(tmp_path: Path) -> None:
     single = save(tmp_path / "m.onnx", HUGE, "float big = {60000}, float small = {0.00001}")
-    record = fp16_from_float(single, tmp_path / "h.onnx", samples=BATCHES)
+    record = fp16_from_float(single, tmp_path / "h.onnx", samples=SAMPLES)
     assert [(node.op_type, node.reason) for node in record.kept] == [
         ("Mul", "overflow"),
         ("Relu", "overflow"),
@@ -128,7 +129,7 @@ def test_without_samples_the_same_graph_overflows(tmp_path: Path) -> None:
 def test_what_vanishes_in_float16_stays_float32(tmp_path: Path) -> None:
     body = "a = Mul (input, tiny) b = Div (a, divisor) logits = Tanh (b)"
     single = save(tmp_path / "m.onnx", body, "float tiny = {0.0000001}, float divisor = {0.0000001}")
-    record = fp16_from_float(single, tmp_path / "h.onnx", samples=BATCHES)
+    record = fp16_from_float(single, tmp_path / "h.onnx", samples=SAMPLES)
     assert [(node.op_type, node.reason) for node in record.kept] == [("Mul", "underflow"), ("Div", "underflow")]
     assert "a is at most 3e-07, float16's smallest steps are 6e-8" in record.kept[0].why
     np.testing.assert_allclose(run(tmp_path / "h.onnx", BATCHES[0]), run(single, BATCHES[0]), rtol=2e-3)
@@ -136,13 +137,13 @@ def test_what_vanishes_in_float16_stays_float32(tmp_path: Path) -> None:
 
 def test_small_values_beside_large_ones_do_no_harm(tmp_path: Path) -> None:
     single = save(tmp_path / "m.onnx", "a = Mul (input, s) logits = Softmax (a)", "float[4] s = {20, 1, 1, 1}")
-    assert fp16_from_float(single, tmp_path / "h.onnx", samples=BATCHES).kept == ()
+    assert fp16_from_float(single, tmp_path / "h.onnx", samples=SAMPLES).kept == ()
 
 
 def test_what_drowns_in_a_sum_does_no_harm(tmp_path: Path) -> None:
     body = "big = Neg (input) tiny = Mul (input, s) logits = Add (tiny, big)"
     single = save(tmp_path / "m.onnx", body, "float s = {0.0000001}")
-    assert fp16_from_float(single, tmp_path / "h.onnx", samples=BATCHES).kept == ()
+    assert fp16_from_float(single, tmp_path / "h.onnx", samples=SAMPLES).kept == ()
 
 
 def test_a_mean_of_squares_is_float32_without_samples_too(tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_an_infinite_mask_and_integers_pass(tmp_path: Path) -> None:
     model = onnx.load(single)
     model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.array(-np.inf, np.float32), "minus"))
     onnx.save(model, single)
-    record = fp16_from_float(single, tmp_path / "h.onnx", samples=BATCHES)
+    record = fp16_from_float(single, tmp_path / "h.onnx", samples=SAMPLES)
     assert record.kept == ()
     np.testing.assert_allclose(run(tmp_path / "h.onnx", BATCHES[0]), run(single, BATCHES[0]), rtol=2e-3)
 
