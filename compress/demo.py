@@ -17,6 +17,7 @@ from tlc.calibration.cache import prepare
 from tlc.calibration.data import read_data
 from tlc.compress import demo_network
 from tlc.compress.events import Emit, StageStarted
+from tlc.compress.image_train import ImageSamples
 from tlc.compress.inputs import PreprocessOptions, resolve_preprocess
 from tlc.compress.objective import Supervised
 from tlc.compress.recipe import DataSection, ModelSection, Recipe
@@ -93,12 +94,12 @@ def _train(recipe: Recipe, folder: Path, emit: Emit) -> None:
         network = demo_network.digits_resnet()
     fitted = fit(
         network,
-        prepare(splits.fit, preprocess),
-        prepare(splits.holdout, preprocess),
+        ImageSamples(prepare(splits.fit, preprocess), _TRAIN.augment),
+        ImageSamples(prepare(splits.holdout, preprocess)),
         _TRAIN,
         Supervised(),
         seed=SEED,
-        views=_TRAIN.epochs,
+        views=_TRAIN.resolved("images").epochs,
         folder=folder,
         emit=emit,
         what="train",

@@ -5,7 +5,7 @@ import os
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,10 +17,11 @@ from torch.utils.hooks import RemovableHandle
 from tlc.calibration.augment import Augment, draw_views
 from tlc.calibration.cache import Pixels
 from tlc.compress.events import Emit, Progress
+from tlc.compress.image_train import ImageSamples, on_device
 from tlc.compress.losses import attention_transfer, decoupled_kd, hint, relation, softened_kl
 from tlc.compress.model import Model
-from tlc.compress.objective import Batch, cross_entropy
-from tlc.compress.train import Fitted, TrainSettings, bf16_is_fast, evaluate, fit, on_device
+from tlc.compress.objective import Batch, HeldOutSamples, Inputs, Kind, cross_entropy, share_right
+from tlc.compress.train import Fitted, TrainSettings, fit
 from tlc.runtime.errors import TlcError
 
 _TEACHER_BATCH = 512
@@ -33,19 +34,38 @@ class LossSettings(BaseModel):
 
     loss: Literal["logits", "decoupled"] = "logits"
     """logits: softened logits (Hinton 2015); decoupled: decoupled KD (Zhao 2022), which needs labels."""
-    temperature: float = Field(4.0, gt=0)
-    """Softens both sides' logits; the loss is multiplied by its square."""
-    label_weight: float = Field(0.1, ge=0, le=1)
-    """Weight of the cross-entropy with the labels; the teacher's loss gets the rest."""
+    temperature: float | None = Field(None, gt=0)
+    """Softens both sides' logits; the loss is multiplied by its square. 4 for images, 2 for texts."""
+    label_weight: float | None = Field(None, ge=0, le=1)
+    """Weight of the cross-entropy with the labels; the teacher's loss gets the rest. 0.1 for images, 0 for texts."""
     label_free: bool = False
     """Never look at a label: no cross-entropy, and the best epoch is the one that agrees most with the teacher."""
-    feature: Literal["none", "hint", "attention", "relation"] = "none"
-    """Additional loss between inner features of equal resolution: FitNets hints with learned projections, attention
-    maps, or the batch's pairwise similarities. The teacher then runs in every step instead of being cached."""
+    feature: Literal["auto", "none", "hint", "attention", "relation"] = "auto"
+    """Additional loss between inner features; auto is none for images, hint for texts. Images: of equal resolution,
+    FitNets hints with learned projections, attention maps, or the batch's pairwise similarities. Texts: hidden states
+    or attention of paired layers (TinyBERT), or the last layers' relations of queries, keys and values (MiniLMv2). The
+    teacher then runs in every step instead of being cached."""
     feature_weight: float = Field(1.0, ge=0)
     """Weight of the feature loss."""
     views: int = Field(8, ge=1)
     """Different augmented passes over the samples, used in turn; the teacher's logits for each are computed once."""
+
+    def resolved(self, kind: Kind) -> "ResolvedLossSettings":
+        """Return the loss with a value for everything that it leaves to tlc."""
+        texts = kind == "texts"
+        decided: dict[str, Any] = {"temperature": 2.0 if texts else 4.0, "label_weight": 0.0 if texts else 0.1}
+        given = {name: value for name, value in self if name in LossSettings.model_fields and value is not None}
+        if self.feature == "auto":
+            given["feature"] = "hint" if texts else "none"
+        return ResolvedLossSettings(**{**decided, **given})
+
+
+class ResolvedLossSettings(LossSettings):
+    """`LossSettings` with nothing left to decide."""
+
+    temperature: float
+    label_weight: float
+    feature: Literal["none", "hint", "attention", "relation"]
 
 
 class TeacherLogits:
@@ -90,7 +110,7 @@ class Distillation:
     def __init__(
         self,
         teacher: nn.Module,
-        settings: LossSettings,
+        settings: ResolvedLossSettings,
         logits: TeacherLogits | None,
         *,
         example: Tensor,
@@ -134,10 +154,10 @@ class Distillation:
         for handle in self._handles:
             handle.remove()
 
-    def loss(self, logits: Tensor, images: Tensor, batch: Batch) -> Tensor:
+    def loss(self, logits: Tensor, inputs: Inputs, batch: Batch) -> Tensor:
         """Return the weighted sum of the losses for float32 logits (N, K)."""
         settings = self._settings
-        teacher = self._teacher_logits(images, batch)
+        teacher = self._teacher_logits(inputs[0], batch)
         label_weight = 0.0 if settings.label_free else settings.label_weight
         if settings.loss == "decoupled":
             distance = decoupled_kd(logits, teacher, batch.labels, settings.temperature)
@@ -170,14 +190,13 @@ class Distillation:
                 total = total + relation(ours, theirs)
         return total / len(self._pairs)
 
-    def holdout_reference(self, holdout: Pixels) -> Tensor | None:
+    def holdout_reference(self, holdout: HeldOutSamples) -> Tensor | None:
         """Return the teacher's logits of the held-out part for a label-free score."""
-        return evaluate(self._teacher, holdout, bf16=self._bf16) if self._settings.label_free else None
+        return holdout.logits(self._teacher, bf16=self._bf16) if self._settings.label_free else None
 
     def score(self, logits: Tensor, labels: Tensor, reference: Tensor | None) -> float:
         """Return top-1 accuracy, or agreement with the teacher, in [0, 1]."""
-        wanted = labels if reference is None else reference.argmax(1)
-        return float((logits.argmax(1) == wanted).double().mean())
+        return share_right(logits, labels, reference)
 
 
 def _projection(student: Tensor, teacher: Tensor) -> nn.Module:
@@ -258,7 +277,8 @@ def distill(
     `folder` keeps the state after each epoch; `logits_folder` the teacher's cached logits, which depend on teacher,
     samples, augmentation and seed alone. Neither model is changed.
     """
-    bf16 = training.precision == "bf16" or (training.precision == "auto" and bf16_is_fast())
+    training, loss = training.resolved("images"), loss.resolved("images")
+    bf16 = training.bf16
     augment = training.augment or Augment.for_input(train.preprocess.size)
     source = copy.deepcopy(teacher.module).requires_grad_(False)
     cached = loss.feature == "none" and not augment.mixup
@@ -269,8 +289,8 @@ def distill(
     with closing(Distillation(source, loss, logits, example=example, bf16=bf16, seed=seed)) as objective:
         fitted = fit(
             copy.deepcopy(student.module),
-            train,
-            holdout,
+            ImageSamples(train, augment),
+            ImageSamples(holdout),
             training,
             objective,
             seed=seed,

@@ -23,14 +23,13 @@ def plan_lines(plan: Plan) -> list[str]:
         f"{len(splits.evaluation)} to evaluate on",
         f"target     {plan.target.name}, budget {recipe.max_drop_points:g} points of top-1",
     ]
-    teacher_s = min(recipe.distill.views, max(1, recipe.train.epochs)) * count * forward_s
+    passes = recipe.train.resolved("images").epochs
+    teacher_s = min(recipe.distill.views, max(1, passes)) * count * forward_s
     if plan.student.value is None:
         lines.append(f"distill    no: {plan.student.reason}")
     else:
-        seconds = recipe.train.epochs * count * step_s + teacher_s
-        lines.append(
-            f"distill    student {plan.student.value}, {recipe.train.epochs} epochs, at most {_duration(seconds)}"
-        )
+        seconds = passes * count * step_s + teacher_s
+        lines.append(f"distill    student {plan.student.value}, {passes} epochs, at most {_duration(seconds)}")
     if plan.prune.value is None:
         lines.append(f"prune      no: {plan.prune.reason}")
     else:
@@ -56,7 +55,7 @@ def plan_lines(plan: Plan) -> list[str]:
 
 def _seconds_per_sample(plan: Plan) -> tuple[float, float]:
     """Return seconds of a training step and of a forward pass of the original, each divided by the batch size."""
-    size = min(plan.recipe.train.batch_size, len(plan.splits.fit))
+    size = min(plan.recipe.train.resolved("images").batch_size, len(plan.splits.fit))
     network = copy.deepcopy(plan.model.module).to(memory_format=torch.channels_last).train()
     images = torch.zeros(size, *plan.model.preprocess.input_shape).to(memory_format=torch.channels_last)
     bf16 = bf16_is_fast()

@@ -1,7 +1,8 @@
-"""What a training works towards: the protocol, and the plain case of labels alone."""
+"""What a training works on and towards: the protocols of the one loop, and the plain case of labels alone."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -9,7 +10,76 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tlc.calibration.cache import Pixels
+Kind = Literal["images", "texts"]
+"""What a network is trained on."""
+
+Inputs = tuple[Tensor, ...]
+"""What a network is called with: images (N, C, H, W), or token ids (N, T), attention mask (N, T) and so on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's samples: positions in the training set, labels, and the pass that drew the augmentation."""
+
+    indices: NDArray[np.int64]
+    labels: Tensor
+    """int64: (N,), for tokens (N, T), for answers' starts and ends (N, 2); -100 where a text has no label."""
+    view: int
+    mix: tuple[Tensor, float] | None
+    """Mixup: permutation (N,) and the weight of the sample itself; None without mixup."""
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """What the batches of one epoch depend on, with this process's place among those that train together."""
+
+    number: int
+    """From 0."""
+    view: int
+    """The augmented pass."""
+    seed: int
+    steps: int
+    batch_size: int
+    """Samples of one step, over all processes."""
+    device: torch.device
+    process: int = 0
+    processes: int = 1
+
+    def own(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return this process's share of a step's samples."""
+        return indices[self.process :: self.processes]
+
+
+class TrainingSamples(Protocol):
+    """What the loop trains on."""
+
+    @property
+    def kind(self) -> Kind:
+        """Decides what the settings leave open."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def set_mode(self, network: nn.Module) -> None:
+        """Put the network into the mode that it is trained in."""
+        ...
+
+    def batches(self, epoch: Epoch) -> Iterator[tuple[Inputs, Batch]]:
+        """Yield `epoch.steps` batches on `epoch.device`, a function of the epoch and torch's generator alone."""
+        ...
+
+
+class HeldOutSamples(Protocol):
+    """What an epoch's weights are judged on."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64, one for each row of `logits`."""
+        ...
+
+    def logits(self, network: nn.Module, *, bf16: bool) -> Tensor:
+        """Return the network's float32 logits, classes last, of all samples in order, on the CPU."""
+        ...
 
 
 class Objective(Protocol):
@@ -22,28 +92,17 @@ class Objective(Protocol):
         """Attach to `network`; return extra parameters to train, such as projections."""
         ...
 
-    def loss(self, logits: Tensor, images: Tensor, batch: "Batch") -> Tensor:
-        """Return the scalar loss of float32 logits (N, K) for images (N, C, H, W)."""
+    def loss(self, logits: Tensor, inputs: Inputs, batch: Batch) -> Tensor:
+        """Return the scalar loss of the float32 logits for these inputs."""
         ...
 
-    def holdout_reference(self, holdout: Pixels) -> Tensor | None:
-        """Return reference logits (N, K) of the held-out part where the score needs them."""
+    def holdout_reference(self, holdout: HeldOutSamples) -> Tensor | None:
+        """Return reference logits of the held-out part where the score needs them."""
         ...
 
     def score(self, logits: Tensor, labels: Tensor, reference: Tensor | None) -> float:
-        """Return the held-out score of logits (N, K), higher is better."""
+        """Return the held-out score of logits, classes last; higher is better."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One step's samples: positions in the training set, labels (N,), and the pass that drew the augmentation."""
-
-    indices: NDArray[np.int64]
-    labels: Tensor
-    view: int
-    mix: tuple[Tensor, float] | None
-    """Mixup: permutation (N,) and the weight of the sample itself; None without mixup."""
 
 
 class Supervised:
@@ -55,17 +114,17 @@ class Supervised:
         """Nothing to attach."""
         return []
 
-    def loss(self, logits: Tensor, _images: Tensor, batch: Batch) -> Tensor:
+    def loss(self, logits: Tensor, _inputs: Inputs, batch: Batch) -> Tensor:
         """Return the cross-entropy, of both labels under mixup."""
         return cross_entropy(logits, batch)
 
-    def holdout_reference(self, _holdout: Pixels) -> Tensor | None:
+    def holdout_reference(self, _holdout: HeldOutSamples) -> Tensor | None:
         """Labels are the reference."""
         return None
 
-    def score(self, logits: Tensor, labels: Tensor, _reference: Tensor | None) -> float:
+    def score(self, logits: Tensor, labels: Tensor, reference: Tensor | None) -> float:
         """Return top-1 accuracy in [0, 1]."""
-        return float((logits.argmax(1) == labels).double().mean())
+        return share_right(logits, labels, reference)
 
 
 def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
@@ -75,3 +134,9 @@ def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
         return loss
     partner, share = batch.mix
     return share * loss + (1 - share) * F.cross_entropy(logits, batch.labels[partner])
+
+
+def share_right(logits: Tensor, labels: Tensor, reference: Tensor | None = None) -> float:
+    """Return the share of logits (..., K) whose largest is that of the reference, or the label without one."""
+    wanted = labels if reference is None else reference.argmax(-1)
+    return float((logits.argmax(-1) == wanted).double().mean())

@@ -11,18 +11,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tlc.calibration.augment import Augment, Views, draw_views
-from tlc.calibration.cache import Pixels
+from tlc.calibration.augment import Augment
 from tlc.compress.events import Emit, Progress
-from tlc.compress.objective import Batch, Objective
+from tlc.compress.objective import Batch, Epoch, HeldOutSamples, Inputs, Kind, Objective, TrainingSamples
 from tlc.runtime.errors import TlcError
-
-_EVAL_BATCH = 256
 
 
 class TrainSettings(BaseModel):
@@ -30,18 +26,20 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    epochs: int = Field(10, ge=0)
-    """Passes over the training samples."""
-    batch_size: int = Field(128, ge=2)
-    """Samples of one optimiser step, over all processes; lowered for data sets of few samples."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """SGD with Nesterov momentum 0.9 suits convolutional networks, AdamW suits transformers."""
-    learning_rate: float = Field(0.05, gt=0)
-    """Peak learning rate, reached after the warm-up; falls to zero along a half cosine."""
+    epochs: int | None = Field(None, ge=0)
+    """Passes over the training samples: 10 for images, 20 for texts."""
+    batch_size: int | None = Field(None, ge=2)
+    """Samples of one optimiser step, over all processes: 128 images, 64 texts; lowered for data sets of few samples."""
+    optimizer: Literal["auto", "sgd", "adamw"] = "auto"
+    """SGD with Nesterov momentum 0.9 suits convolutional networks, AdamW suits transformers; auto takes the first for
+    images, the second for texts."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate, reached after the warm-up; falls to zero along a half cosine: 0.05 for SGD; for AdamW 0.001
+    on images, 0.0001 on texts."""
     warmup_ratio: float = Field(0.05, ge=0, lt=1)
     """Share of all steps over which the learning rate rises linearly."""
-    weight_decay: float = Field(5e-4, ge=0)
-    """Not applied to biases and normalisation."""
+    weight_decay: float | None = Field(None, ge=0)
+    """Not applied to biases and normalisation; 0.0005 for SGD, 0.01 for AdamW."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Discriminative learning rates: each block nearer to the input trains at this multiple of the one after it."""
     freeze: tuple[str, ...] = ()
@@ -57,7 +55,35 @@ class TrainSettings(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 autocast: auto uses it where the GPU or the CPU has instructions for it."""
     augment: Augment | None = None
-    """Training augmentation; absent, it is chosen by the input's size."""
+    """Training augmentation of images; absent, it is chosen by the input's size."""
+
+    @property
+    def bf16(self) -> bool:
+        """Whether this machine computes with bfloat16 under these settings."""
+        return self.precision == "bf16" or (self.precision == "auto" and bf16_is_fast())
+
+    def resolved(self, kind: Kind) -> "ResolvedTrainSettings":
+        """Return the settings with a value for everything that they leave to tlc."""
+        texts = kind == "texts"
+        sgd = self.optimizer == "sgd" or (self.optimizer == "auto" and not texts)
+        decided: dict[str, Any] = {
+            "epochs": 20 if texts else 10,
+            "batch_size": 64 if texts else 128,
+            "learning_rate": 0.05 if sgd else 1e-4 if texts else 1e-3,
+            "weight_decay": 5e-4 if sgd else 0.01,
+        }
+        given = {name: value for name, value in self if value is not None}
+        return ResolvedTrainSettings(**{**decided, **given, "optimizer": "sgd" if sgd else "adamw"})
+
+
+class ResolvedTrainSettings(TrainSettings):
+    """`TrainSettings` with nothing left to decide."""
+
+    epochs: int
+    batch_size: int
+    optimizer: Literal["sgd", "adamw"]
+    learning_rate: float
+    weight_decay: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,26 +104,10 @@ def bf16_is_fast() -> bool:
     return any((torch.cpu._is_amx_tile_supported(), torch.cpu._is_avx512_bf16_supported()))
 
 
-def evaluate(network: nn.Module, pixels: Pixels, *, bf16: bool, device: torch.device | None = None) -> Tensor:
-    """Return float32 logits (N, K) of all samples in order, on the CPU; leaves the network in eval mode."""
-    device = device or next(network.parameters()).device
-    network.eval()
-    logits = []
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        for images, _labels in pixels.iterate(_EVAL_BATCH):
-            logits.append(network(on_device(images, device)).float().cpu())
-    return torch.cat(logits).clone()
-
-
-def on_device(images: NDArray[np.float32], device: torch.device) -> Tensor:
-    """Return images (N, C, H, W) as a channels-last tensor, the layout that convolutions are fastest in."""
-    return torch.from_numpy(images).to(device, memory_format=torch.channels_last)
-
-
 def fit(
     network: nn.Module,
-    train: Pixels,
-    holdout: Pixels,
+    train: TrainingSamples,
+    holdout: HeldOutSamples,
     settings: TrainSettings,
     objective: Objective,
     *,
@@ -117,11 +127,12 @@ def fit(
         TlcError: the loss is not finite, or a `freeze` pattern matches nothing.
 
     """
+    settings = settings.resolved(train.kind)
     trainer = _Trainer(network, train, settings, objective, seed=seed, views=views)
     checkpoint = folder / "epoch.pt"
     trainer.load(checkpoint)
     reference = objective.holdout_reference(holdout)
-    labels = torch.from_numpy(np.asarray(holdout.labels))
+    labels = holdout.labels
     for epoch in range(len(trainer.scores), settings.epochs):
         if trainer.is_stale():
             break
@@ -132,7 +143,7 @@ def fit(
             emit(Progress(what, done, total, {"loss": loss, **last}))
 
         trainer.run_epoch(epoch, report)
-        trainer.keep(objective.score(evaluate(trainer.evaluated, holdout, bf16=trainer.bf16), labels, reference))
+        trainer.keep(objective.score(holdout.logits(trainer.evaluated, bf16=settings.bf16), labels, reference))
         trainer.save(checkpoint)
     return trainer.finish(checkpoint)
 
@@ -141,9 +152,16 @@ class _Trainer:
     """The mutable state of one training: weights, optimiser, average, scores."""
 
     def __init__(
-        self, network: nn.Module, train: Pixels, settings: TrainSettings, objective: Objective, *, seed: int, views: int
+        self,
+        network: nn.Module,
+        train: TrainingSamples,
+        settings: ResolvedTrainSettings,
+        objective: Objective,
+        *,
+        seed: int,
+        views: int,
     ) -> None:
-        self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and bf16_is_fast())
+        self.bf16 = settings.bf16
         # Autocast is ours: accelerate's would replace the network's forward, which then could not be saved.
         self.accelerator = Accelerator(mixed_precision="no")
         self.network = network.to(self.accelerator.device).to(memory_format=torch.channels_last)
@@ -153,7 +171,6 @@ class _Trainer:
             else None
         )
         self.settings, self.objective, self.train_set, self.seed, self.views = settings, objective, train, seed, views
-        self.augment = settings.augment or Augment.for_input(train.preprocess.size)
         self.extra = objective.prepare(self.network, self.accelerator.device)
         blocks = parameter_blocks(self.network, settings.freeze)
         self.block_count = len(blocks)
@@ -184,16 +201,23 @@ class _Trainer:
     def run_epoch(self, epoch: int, report: Callable[[int, float], None]) -> None:
         """Take the optimiser steps of one epoch; `report(step, mean loss so far)` is called now and then."""
         torch.manual_seed(self.seed + epoch)
-        view = epoch % self.views
-        views = draw_views(self.augment, len(self.train_set), seed=self.seed, view=view)
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.train_set))
+        batches = self.train_set.batches(
+            Epoch(
+                epoch,
+                view=epoch % self.views,
+                seed=self.seed,
+                steps=self.steps,
+                batch_size=self.batch_size,
+                device=self.accelerator.device,
+                process=self.accelerator.process_index,
+                processes=self.accelerator.num_processes,
+            )
+        )
         total, noted = 0.0, time.monotonic()
-        self.prepared.train()
-        for step in range(self.steps):
+        self.train_set.set_mode(self.prepared)
+        for step, (inputs, batch) in enumerate(batches):
             self._set_learning_rates(epoch, step)
-            indices = order[step * self.batch_size : (step + 1) * self.batch_size]
-            mine = indices[self.accelerator.process_index :: self.accelerator.num_processes]
-            total += self._step(mine, views, view)
+            total += self._step(inputs, batch)
             if not math.isfinite(total):
                 raise TlcError(
                     f"The loss is not finite in epoch {epoch + 1}, step {step + 1} "
@@ -204,19 +228,10 @@ class _Trainer:
                 noted = time.monotonic()
                 report(step + 1, total / (step + 1))
 
-    def _step(self, indices: NDArray[np.int64], views: Views, view: int) -> float:
-        device = self.accelerator.device
-        images = on_device(self.train_set.augmented(indices, views), device)
-        labels = torch.from_numpy(self.train_set.labels[indices]).to(device)
-        mix = None
-        if self.augment.mixup:
-            share = float(torch.distributions.Beta(self.augment.mixup, self.augment.mixup).sample())
-            partner = torch.randperm(len(indices))
-            images = share * images + (1 - share) * images[partner]
-            mix = (partner, share)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.prepared(images)
-        loss = self.objective.loss(logits.float(), images, Batch(indices, labels, view, mix))
+    def _step(self, inputs: Inputs, batch: Batch) -> float:
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.prepared(*inputs)
+        loss = self.objective.loss(logits.float(), inputs, batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_([*self.prepared.parameters(), *self.extra], self.settings.clip_norm)
@@ -325,7 +340,7 @@ def parameter_blocks(network: nn.Module, freeze: Sequence[str]) -> list[list[nn.
 
 
 def _optimizer(
-    blocks: list[list[nn.Parameter]], extra: list[nn.Parameter], settings: TrainSettings
+    blocks: list[list[nn.Parameter]], extra: list[nn.Parameter], settings: ResolvedTrainSettings
 ) -> torch.optim.Optimizer:
     groups: list[dict[str, Any]] = []
     for above, block in enumerate(reversed(blocks)):

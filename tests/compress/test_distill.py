@@ -13,9 +13,10 @@ from tlc.calibration.cache import Pixels
 from tlc.compress.arch import Architecture
 from tlc.compress.distill import LossSettings, TeacherLogits, distill, paired_layers
 from tlc.compress.events import silent
+from tlc.compress.image_train import ImageSamples, evaluate
 from tlc.compress.model import Model
 from tlc.compress.objective import Supervised
-from tlc.compress.train import Fitted, TrainSettings, evaluate, fit
+from tlc.compress.train import Fitted, TrainSettings, fit
 from tlc.runtime.errors import TlcError
 
 AUGMENT = Augment(crop="pad", padding=1, flip=False)
@@ -35,7 +36,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pixels, Pixels]:
 def teacher(data: tuple[Pixels, Pixels], tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = tmp_path_factory.mktemp("teacher")
     settings = TRAINING.model_copy(update={"epochs": 14, "learning_rate": 0.1})
-    fitted = fit(seeded_net(), *data, settings, Supervised(), seed=0, views=14, folder=folder, emit=silent)
+    train, holdout = ImageSamples(data[0], AUGMENT), ImageSamples(data[1])
+    fitted = fit(seeded_net(), train, holdout, settings, Supervised(), seed=0, views=14, folder=folder, emit=silent)
     return _model(fitted.network)
 
 

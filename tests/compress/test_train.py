@@ -7,8 +7,9 @@ import torch
 
 from tiny import bars, seeded_net
 from tlc.compress.events import Event, silent
+from tlc.compress.image_train import ImageSamples, evaluate
 from tlc.compress.objective import Supervised
-from tlc.compress.train import Fitted, TrainSettings, evaluate, fit, parameter_blocks
+from tlc.compress.train import Fitted, TrainSettings, fit, parameter_blocks
 from tlc.runtime.errors import TlcError
 
 SETTINGS = TrainSettings(epochs=3, batch_size=16, learning_rate=0.1, precision="fp32", ema_decay=0.5)
@@ -16,7 +17,7 @@ SETTINGS = TrainSettings(epochs=3, batch_size=16, learning_rate=0.1, precision="
 
 def _fit(folder: Path, settings: TrainSettings = SETTINGS, emit=silent) -> Fitted:  # type: ignore[no-untyped-def]
     folder.mkdir(exist_ok=True)
-    train, holdout = bars(folder)
+    train, holdout = map(ImageSamples, bars(folder))
     return fit(seeded_net(), train, holdout, settings, Supervised(), seed=0, views=2, folder=folder, emit=emit)
 
 
