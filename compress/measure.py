@@ -3,16 +3,14 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tlc.calibration.cache import Pixels
-from tlc.calibration.metrics import accuracy_change, agreement, score
+from tlc.calibration.metrics import agreement
 from tlc.compress.events import Emit, Progress
 from tlc.compress.runner import Runner
+from tlc.compress.work import Answers, Feeds, Work
 from tlc.export.graph import graph_stats
 from tlc.runtime.artifact import sha256_file
 from tlc.runtime.latency import Latency, disturbance, measure_interleaved, speedup
@@ -45,19 +43,14 @@ class Timing:
     seed: int
 
 
-def top1(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Return the share of arg-maxima that equal the labels."""
-    return float(np.mean(logits.argmax(1) == labels))
-
-
 def latencies(
-    files: dict[str, Path], sample: NDArray[np.float32], runner: Runner, timing: Timing, emit: Emit
+    files: dict[str, Path], feeds: Sequence[Feeds], runner: Runner, timing: Timing, emit: Emit
 ) -> dict[str, Latency]:
-    """Return each file's latency for `sample` (1, C, H, W), measured interleaved."""
+    """Return each file's latency, measured interleaved; its runs take turns through `feeds`, batch 1 each."""
     threads = runner.target.threads
     with ExitStack() as stack:
         sessions = {name: stack.enter_context(runner.open(path, threads=threads)) for name, path in files.items()}
-        runs = {n: _runner(session, sample) for n, session in sessions.items()}
+        runs = {n: _runner(session, feeds) for n, session in sessions.items()}
         return measure_interleaved(
             runs,
             rounds=timing.rounds,
@@ -67,23 +60,24 @@ def latencies(
         )
 
 
-def _runner(session: Session, sample: NDArray[np.float32]) -> Callable[[], object]:
-    feeds = {session.inputs[0].name: sample}
-    return lambda: session.run(feeds)
+def _runner(session: Session, feeds: Sequence[Feeds]) -> Callable[[], object]:
+    names = [spec.name for spec in session.inputs]
+    turns = cycle([dict(zip(names, feed.values(), strict=True)) for feed in feeds])
+    return lambda: session.run(next(turns))
 
 
 def is_faster(
-    baseline: Path, candidate: Path, sample: NDArray[np.float32], runner: Runner, timing: Timing, emit: Emit
+    baseline: Path, candidate: Path, work: Work[Any, Any, Any], runner: Runner, timing: Timing, emit: Emit
 ) -> Interval:
     """Return by what factor `candidate` is faster than `baseline`, with its 99 % bounds."""
-    measured = latencies({"baseline": baseline, "candidate": candidate}, sample, runner, timing, emit)
+    files = {"baseline": baseline, "candidate": candidate}
+    measured = latencies(files, work.timing_feeds(timing.block), runner, timing, emit)
     return speedup(measured["baseline"], measured["candidate"], seed=timing.seed)
 
 
 def measure(
     candidates: Sequence[Candidate],
-    evaluation: Pixels,
-    classes: tuple[str, ...],
+    work: Work[Any, Any, Any],
     runner: Runner,
     timing: Timing,
     *,
@@ -93,21 +87,22 @@ def measure(
     """Return one measurement per candidate, and warnings about the session; the first candidate is the original.
 
     Latency of all in one interleaved session, batch 1; peak memory in a fresh process each; scores on every sample of
-    `evaluation`, through the file itself. Where the target's runtime is not here, no latency and no memory: those of
-    another runtime say nothing about it.
+    the evaluation part, through the file itself. Where the target's runtime is not here, no latency and no memory:
+    those of another runtime say nothing about it.
     """
-    labels = np.asarray(evaluation.labels)
-    logits: dict[str, NDArray[np.float32]] = {}
+    evaluation = work.data.evaluation
+    answers: dict[str, Answers] = {}
     for position, candidate in enumerate(candidates):
-        logits[candidate.name] = runner.logits(candidate.path, evaluation)
-        emit(Progress("accuracy", position + 1, len(candidates), {"top1": top1(logits[candidate.name], labels)}))
+        answers[candidate.name] = work.judged(candidate.path, runner, evaluation)
+        accuracy = work.accuracy(answers[candidate.name], evaluation)
+        emit(Progress("accuracy", position + 1, len(candidates), {"accuracy": accuracy}))
     files = {candidate.name: candidate.path for candidate in candidates}
-    measured = {} if runner.missing else latencies(files, evaluation.batch(np.arange(1)), runner, timing, emit)
+    measured = {} if runner.missing else latencies(files, work.timing_feeds(timing.block), runner, timing, emit)
     original = candidates[0].name
     rows = []
     for candidate in candidates:
         stats = graph_stats(candidate.path)
-        own = logits[candidate.name]
+        own = answers[candidate.name]
         rows.append(
             Measurement(
                 name=candidate.name,
@@ -127,9 +122,9 @@ def measure(
                 if measured
                 else None,
                 layers=runner.layers(candidate.path),
-                accuracy=score(own, labels, classes),
-                change=None if candidate.name == original else accuracy_change(logits[original], own, labels, classes),
-                agreement=candidate.checked or agreement(logits[str(candidate.made_from)], own),
+                accuracy=work.score(own, evaluation),
+                change=None if candidate.name == original else work.change(answers[original], own, evaluation),
+                agreement=candidate.checked or agreement(answers[str(candidate.made_from)], own),
             )
         )
     disturbed = disturbance(measured) if measured else None

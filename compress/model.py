@@ -22,6 +22,11 @@ class Model:
     history: tuple[str, ...] = ()
     """One line per stage that made it, oldest first."""
 
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one sample."""
+        return self.preprocess.input_shape
+
     def after(self, step: str, module: nn.Module) -> "Model":
         """Return the successor that `step` made."""
         return replace(self, module=module, history=(*self.history, step))

@@ -7,25 +7,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import onnx
 
-from tlc.compress.checkpoint import load_saved, save_model
 from tlc.compress.events import Emit, StageDone, silent
-from tlc.compress.measure import Candidate, Timing, is_faster, measure, top1
-from tlc.compress.model import Model
-from tlc.compress.plan import Plan, make_plan
+from tlc.compress.measure import Candidate, Timing, is_faster, measure
+from tlc.compress.plan import Network, Plan, make_plan
 from tlc.compress.processes import leads, wait_for_all
-from tlc.compress.quantize import QuantizeRecord, worth_quantizing
+from tlc.compress.quantize import worth_quantizing
 from tlc.compress.recipe import Recipe
 from tlc.compress.run import RunFolder, StageResult, open_run
 from tlc.compress.runner import Runner
-from tlc.compress.stages import Data, export_model, fp16_file, make_pruned, make_student, prepare_data, quantize_file
 from tlc.compress.student import is_built_from_teacher
 from tlc.compress.verdict import choose, verdict
 from tlc.export.contract import check_model
 from tlc.export.fp16 import Fp16Record
-from tlc.export.metadata import write_metadata
 from tlc.runtime.artifact import replacing_dir, require_free_space, sha256_file, write_text
 from tlc.runtime.environment import environment
 from tlc.runtime.errors import TlcError
@@ -86,7 +81,7 @@ class _Pipeline:
     def __init__(self, plan: Plan, run: RunFolder, emit: Emit) -> None:
         self.plan, self.run, self.emit = plan, run, emit
         self.recipe, self.target = plan.recipe, plan.target
-        self.data: Data = prepare_data(plan.splits, plan.model.preprocess, run.cache)
+        self.work = plan.start(run.cache)
         self.runner = Runner.here(plan.target, run.cache / "engines")
         self.records: list[StageRecord] = []
         self.timing = Timing(
@@ -123,7 +118,7 @@ class _Pipeline:
         inputs = {"model": self.plan.model_sha256, "arch": self.plan.model.arch.model_dump(mode="json"), **self._common}
 
         def make(folder: Path) -> dict[str, Any]:
-            save_model(self.plan.model, folder)
+            self.work.save(self.plan.model, folder)
             return {}
 
         stage = self.run.stage("original", inputs, make)
@@ -140,29 +135,21 @@ class _Pipeline:
             "teacher": original.stage.key,
             "student": spec,
             **({"multiple": self.target.channel_multiple} if "width" in spec else {}),
-            "loss": self.recipe.distill.model_dump(mode="json", exclude={"student"}),
-            "train": self.recipe.train.model_dump(mode="json"),
+            "loss": self.recipe.distill.resolved("images").model_dump(mode="json"),
+            "train": self.recipe.train.resolved("images").model_dump(mode="json"),
             **self._common,
         }
 
         def make(folder: Path) -> dict[str, Any]:
-            teacher = self._load(original)
-            student, found = make_student(
-                teacher,
-                spec,
-                self.data,
-                self.recipe,
-                self.target,
-                teacher_key=original.stage.key,
-                folder=folder,
-                emit=self.emit,
+            student, found = self.work.make_student(
+                self._load(original), spec, teacher_key=original.stage.key, folder=folder, emit=self.emit
             )
-            save_model(student, folder)
+            self.work.save(student, folder)
             return found
 
         stage = self.run.stage("student", inputs, make, resumable=True)
         arch = original.arch if is_built_from_teacher(spec) else spec
-        student = self._exported("student", stage, load_saved(stage.path, arch=arch), arch)
+        student = self._exported("student", stage, self.work.load(stage.path, arch), arch)
         return self._kept_if_it_pays("distill", original, student, stage, judged=False)
 
     def pruned(self, original: Version, student: Version) -> Version:
@@ -178,32 +165,29 @@ class _Pipeline:
             "prune": self.recipe.prune.model_dump(mode="json"),
             "ratio": ratio,
             "multiple": self.target.channel_multiple,
-            "loss": self.recipe.distill.model_dump(mode="json", exclude={"student"}),
-            "train": self.recipe.train.model_dump(mode="json", exclude={"epochs", "learning_rate"}),
+            "loss": self.recipe.distill.resolved("images").model_dump(mode="json"),
+            "train": self.recipe.train.resolved("images").model_dump(mode="json", exclude={"epochs", "learning_rate"}),
             **self._common,
         }
 
         def make(folder: Path) -> dict[str, Any]:
-            pruned, found = make_pruned(
+            pruned, found = self.work.make_pruned(
                 self._load(original),
                 self._load(student),
                 ratio,
-                self.data,
-                self.recipe,
-                self.target,
                 teacher_key=original.stage.key,
                 folder=folder,
                 emit=self.emit,
             )
-            save_model(pruned, folder)
+            self.work.save(pruned, folder)
             return found
 
         stage = self.run.stage("prune", inputs, make, resumable=True)
-        pruned = self._exported("pruned", stage, load_saved(stage.path, arch=student.arch), student.arch)
+        pruned = self._exported("pruned", stage, self.work.load(stage.path, student.arch), student.arch)
         return self._kept_if_it_pays("prune", student, pruned, stage, judged=True)
 
     def quantized(self, version: Version, name: str) -> list[Candidate]:
-        """Return the INT8 file of a version and, where that misses the budget, the one with layers left in float.
+        """Return the INT8 files of a version.
 
         None where the device has no INT8 arithmetic, or no layer gains from it.
         """
@@ -219,23 +203,21 @@ class _Pipeline:
         }
 
         def make(folder: Path) -> dict[str, Any]:
-            best, full = folder / "best.onnx", folder / "full.onnx"
-            record = quantize_file(version.onnx, best, self.data, self.recipe, self.runner, self.emit, full=full)
-            return record.model_dump(mode="json")
+            files, found, summary = self.work.quantize(version.onnx, folder, self.runner, self.emit)
+            return {"files": {file.suffix: file.path.name for file in files}, "summary": summary, **found}
 
         stage = self.run.stage(f"quantize-{version.name}", inputs, make)
-        record = QuantizeRecord.model_validate(stage.found)
-        self._note(f"quantize {version.name}", "kept", f"{_quantize_summary(record)}.", stage)
-        files = [Candidate(name, stage.path / "full.onnx", "int8", version.name)]
-        if record.chosen > 0:
-            files.insert(0, Candidate(f"{name}-mixed", stage.path / "best.onnx", "int8", version.name))
-        return files
+        self._note(f"quantize {version.name}", "kept", stage.found["summary"], stage)
+        return [
+            Candidate(f"{name}{suffix}", stage.path / file, "int8", version.name)
+            for suffix, file in stage.found["files"].items()
+        ]
 
     def fp16(self, version: Version) -> Path:
         """Return the FP16 file of a version."""
 
         def make(folder: Path) -> dict[str, Any]:
-            return fp16_file(version.onnx, folder / "fp16.onnx", self.data, self.recipe).model_dump(mode="json")
+            return self.work.fp16(version.onnx, folder / "fp16.onnx").model_dump(mode="json")
 
         stage = self.run.stage("fp16", {"onnx": sha256_file(version.onnx), **self._common}, make)
         record = Fp16Record.model_validate(stage.found)
@@ -257,8 +239,7 @@ class _Pipeline:
         def make(_folder: Path) -> dict[str, Any]:
             rows, warnings = measure(
                 candidates,
-                self.data.evaluation,
-                self.plan.splits.classes,
+                self.work,
                 self.runner,
                 self.timing,
                 relative_to=self.run.path,
@@ -283,14 +264,14 @@ class _Pipeline:
                 path=str(self.recipe.model.path),
                 sha256=self.plan.model_sha256,
                 arch=self.plan.model.arch.text,
-                input_shape=list(self.plan.model.preprocess.input_shape),
+                input_shape=list(self.plan.model.input_shape),
             ),
             data=self._data_record(rows),
             target=self.target.name,
             runtime=self.runner.runtime,
             not_measured=self.runner.missing,
             threads=self.target.threads,
-            preprocess=self.plan.model.preprocess.model_dump(mode="json"),
+            preprocess=self.work.fed.model_dump(mode="json"),
             recipe=self.recipe.model_dump(mode="json"),
             environment=self._measure_stage.found["environment"],
             stages=self.records,
@@ -308,18 +289,17 @@ class _Pipeline:
     def _common(self) -> dict[str, object]:
         return {
             "data": self.plan.splits.digest,
-            "preprocess": self.plan.model.preprocess.model_dump(mode="json"),
+            "preprocess": self.work.fed.model_dump(mode="json"),
             "seed": self.recipe.seed,
             "tlc": version("tlc"),
         }
 
-    def _load(self, known: Version) -> Model:
-        return load_saved(known.stage.path, arch=known.arch)
+    def _load(self, known: Version) -> Network:
+        return self.work.load(known.stage.path, known.arch)
 
-    def _exported(self, name: str, stage: StageResult, model: Model, arch: str | None = None) -> Version:
+    def _exported(self, name: str, stage: StageResult, model: Network, arch: str | None = None) -> Version:
         def make(folder: Path) -> dict[str, Any]:
-            path = folder / f"{name}.onnx"
-            return {"agreement": export_model(model, path, self.target, self.data.fit).model_dump(mode="json")}
+            return {"agreement": self.work.export(model, folder / f"{name}.onnx").model_dump(mode="json")}
 
         inputs = {"network": stage.key, "opset": self.target.opset}
         exported = self.run.stage(f"export-{name}", inputs, make)
@@ -332,9 +312,12 @@ class _Pipeline:
         """Return `after` where it is measurably faster than `before` and, if `judged`, within the budget on holdout."""
 
         def make(_folder: Path) -> dict[str, Any]:
-            sample, labels = self.data.fit.batch(np.arange(1)), np.asarray(self.data.holdout.labels)
-            gain = is_faster(before.onnx, after.onnx, sample, self.runner, self.timing, self.emit)
-            scores = [top1(self.runner.logits(v.onnx, self.data.holdout), labels) for v in (before, after)]
+            gain = is_faster(before.onnx, after.onnx, self.work, self.runner, self.timing, self.emit)
+            holdout = self.work.data.holdout
+            scores = [
+                self.work.accuracy(self.work.judged(version.onnx, self.runner, holdout), holdout)
+                for version in (before, after)
+            ]
             return {"speedup": gain.model_dump(), "holdout_top1": scores}
 
         inputs = {
@@ -350,7 +333,7 @@ class _Pipeline:
         if self.runner.missing:
             measured += f" in float32 on this machine's CPU, which stands in for {self.target.name}"
         if judged:
-            measured += f", {0 - drop:+.2f} points on the held-out images"
+            measured += f", {0 - drop:+.2f} points on the held-out {self.work.noun}"
         kept = gain.low > 1 and not (judged and drop > self.recipe.max_drop_points)
         reason = measured if kept else f"{measured}: {'not faster' if gain.low <= 1 else 'over the budget'}"
         self._note(name, "kept" if kept else "dropped", reason + ".", stage)
@@ -366,12 +349,12 @@ class _Pipeline:
     def published(self, candidate: Candidate) -> Candidate:
         """Copy a candidate's file into the run's folder, with what a device needs to feed it written inside."""
         path = self.run.path / f"{candidate.name}.onnx"
-        write_metadata(candidate.path, path, self.plan.model.preprocess, self.plan.splits.classes)
+        self.work.write_metadata(candidate.path, path)
         return replace(candidate, path=path)
 
     def _publish_network(self, final: Version) -> None:
         with replacing_dir(self.run.path / "model") as folder:
-            for name in ("model.json", "model.safetensors"):
+            for name in self.work.network_files:
                 shutil.copyfile(final.stage.path / name, folder / name)
 
     def _data_record(self, rows: list[Measurement]) -> DataRecord:
@@ -396,15 +379,17 @@ class _Pipeline:
                 f"tlc check {chosen.file} --target {self.target.name} lists them."
             )
         if self.plan.splits.skipped:
-            warnings.append(f"{len(self.plan.splits.skipped)} unreadable images were left out.")
+            warnings.append(f"{len(self.plan.splits.skipped)} unreadable {self.work.noun} were left out.")
         smallest = min(score.support for score in rows[0].accuracy.per_class)
         if smallest < 30:
-            warnings.append(f"The smallest class has {smallest} evaluation images: per-class changes say little.")
+            warnings.append(
+                f"The smallest class has {smallest} evaluation {self.work.noun}: per-class changes say little."
+            )
         return warnings
 
     def _write_manifest(self, report: Report, final: Version) -> None:
         files = {row.file: row.sha256 for row in report.measurements}
-        for name in ("model.onnx", "model/model.json", "model/model.safetensors"):
+        for name in ("model.onnx", *(f"model/{name}" for name in self.work.network_files)):
             files[name] = sha256_file(self.run.path / name)
         manifest = {
             "schema_version": 1,
@@ -432,15 +417,6 @@ def _require_accepted(path: Path, target: Target) -> None:
         )
 
 
-def _arch_needed(model: Model) -> str | None:
+def _arch_needed(model: Network) -> str | None:
     """Return the `--arch` that loading the saved network needs: only a FILE.py is not in the folder."""
     return model.arch.text if model.arch.kind == "file" else None
-
-
-def _quantize_summary(record: QuantizeRecord) -> str:
-    drops = [f"{0 - attempt.drop_points:+.2f} points" for attempt in record.attempts]
-    summary = f"{drops[0]} on the images that choices are made on"
-    if record.chosen:
-        layers = len(record.attempts[record.chosen].excluded)
-        summary += f", over the budget; {drops[record.chosen]} with {layers} layers left in float"
-    return summary if record.met else f"{summary}: over the budget of {record.budget_points:g}"

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from tlc.calibration.data import Splits, read_data
+from tlc.compress.image_work import ImageWork, prepare_images
 from tlc.compress.inputs import PreprocessOptions
 from tlc.compress.load import load_model
 from tlc.compress.model import Model
@@ -30,6 +32,10 @@ class Decision:
     reason: str
 
 
+Network: TypeAlias = Model
+"""A network with what feeds it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Everything that is known before the first expensive step."""
@@ -41,6 +47,11 @@ class Plan:
     splits: Splits
     student: Decision
     prune: Decision
+
+    def start(self, cache: Path) -> ImageWork:
+        """Return the stages of the run, with the data prepared."""
+        data = prepare_images(self.splits, self.model.preprocess, cache)
+        return ImageWork(self.recipe, self.target, self.model.preprocess, self.splits.classes, data)
 
 
 def make_plan(recipe: Recipe) -> Plan:

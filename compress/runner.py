@@ -1,16 +1,11 @@
 """Opening files where the target would: in its runtime where that is here."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
-from tlc.calibration.cache import Pixels
-from tlc.calibration.metrics import predict
 from tlc.export.engine import BuildOptions, build_engine
 from tlc.export.onnx_facts import read_onnx_facts
 from tlc.runtime.artifact import sha256_file, sha256_json
@@ -95,19 +90,9 @@ class Runner:
         with OpenVinoSession(path, threads=self.target.threads) as session:
             return LayerPrecisions(layers=session.product_precisions, time_ratios={}, reformats=None)
 
-    def logits(self, path: Path, pixels: Pixels) -> NDArray[np.float32]:
-        """Return the file's logits (N, K) for all samples in order, on all cores."""
+    def largest_batch(self, path: Path) -> int | None:
+        """Return how many samples an engine takes at once; None for a file without such a limit of its own."""
         file = self.deployed(path)
-        with self.open(file, threads=os.cpu_count() or 1) as session:
-            if file.suffix not in ENGINES:
-                return logits_of(session, pixels)
-            (shapes,) = read_record(file).profile.values()
-            return logits_of(session, pixels, batch_size=shapes.max[0])
-
-
-def logits_of(session: Session, pixels: Pixels, *, batch_size: int = 64) -> NDArray[np.float32]:
-    """Return the logits (N, K) for all samples in order, `batch_size` at once or what the file fixes."""
-    (spec,), output = session.inputs, session.outputs[0].name
-    fixed = spec.shape[0]
-    size = fixed if isinstance(fixed, int) else batch_size
-    return predict(lambda images: session.run({spec.name: images})[output], pixels, size)
+        if file.suffix not in ENGINES:
+            return None
+        return next(iter(read_record(file).profile.values())).max[0]

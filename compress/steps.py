@@ -3,27 +3,21 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from tlc.calibration.cache import prepare
-from tlc.calibration.data import Splits
-from tlc.calibration.metrics import accuracy_change, score
 from tlc.calibration.preprocess import Preprocess
-from tlc.compress.checkpoint import save_model
 from tlc.compress.events import Emit, silent
+from tlc.compress.image_work import ImageWork, prepare_images
 from tlc.compress.inputs import resolve_preprocess
 from tlc.compress.load import load_model
 from tlc.compress.model import Model
-from tlc.compress.plan import Plan, make_plan, read_splits
+from tlc.compress.plan import make_plan, read_splits
 from tlc.compress.quantize import QuantizeRecord, check_target
 from tlc.compress.recipe import ModelSection, Recipe
 from tlc.compress.runner import Runner
-from tlc.compress.stages import Data, make_pruned, make_student, prepare_data, quantize_file
+from tlc.compress.work import Answers
 from tlc.export.graph import graph_stats
 from tlc.export.metadata import read_metadata, write_metadata
 from tlc.export.onnx import onnx_from_torch
@@ -40,11 +34,13 @@ def distill_to(recipe: Recipe, output: Path, emit: Emit = silent) -> Model:
     plan = make_plan(_without(recipe, prune=True))
     if not isinstance(plan.student.value, str):
         raise TlcError(f"There is no student to train: {plan.student.reason}", hint="Name one: --student depth:0.5.")
-    with _workspace(plan) as (data, work):
-        student, _ = make_student(
-            plan.model, plan.student.value, data, recipe, plan.target, teacher_key="teacher", folder=work, emit=emit
+    with tempfile.TemporaryDirectory(prefix="tlc-") as folder:
+        work = plan.start(Path(folder))
+        student, _ = work.make_student(
+            plan.model, plan.student.value, teacher_key="teacher", folder=Path(folder), emit=emit
         )
-    _save(student, output)
+    with replacing_dir(output) as folder:
+        work.save(student, folder)
     return student
 
 
@@ -53,12 +49,13 @@ def prune_to(recipe: Recipe, output: Path, emit: Emit = silent) -> Model:
     plan = make_plan(_without(recipe, student=True))
     if not isinstance(plan.prune.value, float):
         raise TlcError(f"There is nothing to prune: {plan.prune.reason}", hint="Name a share: --ratio 0.3.")
-    with _workspace(plan) as (data, work):
-        pruned, _ = make_pruned(
-            plan.model, plan.model, plan.prune.value, data, recipe, plan.target,
-            teacher_key="teacher", folder=work, emit=emit,
-        )  # fmt: skip
-    _save(pruned, output)
+    with tempfile.TemporaryDirectory(prefix="tlc-") as folder:
+        work = plan.start(Path(folder))
+        pruned, _ = work.make_pruned(
+            plan.model, plan.model, plan.prune.value, teacher_key="teacher", folder=Path(folder), emit=emit
+        )
+    with replacing_dir(output) as folder:
+        work.save(pruned, folder)
     return pruned
 
 
@@ -76,13 +73,11 @@ def quantize_to(recipe: Recipe, output: Path, emit: Emit = silent) -> QuantizeRe
     """Write the model, or float ONNX file, as INT8 ONNX within `recipe.max_drop_points`."""
     target = load_target(recipe.target)
     check_target(target, recipe.quantize)
-    with tempfile.TemporaryDirectory(prefix="tlc-") as work:
-        source = _opened(recipe, Path(work))
-        data = prepare_data(source.splits, source.preprocess, Path(work))
+    with tempfile.TemporaryDirectory(prefix="tlc-") as folder:
+        file, work = _opened(recipe, Path(folder))
         with _beside(output) as path:
-            runner = Runner.here(target, Path(work))
-            record = quantize_file(source.file, path, data, recipe, runner, emit)
-            write_metadata(path, path, source.preprocess, source.splits.classes)
+            record = work.quantize_within_budget(file, path, Runner.here(target, Path(folder)), emit)
+            work.write_metadata(path, path)
     return record
 
 
@@ -99,38 +94,25 @@ class Evaluation(BaseModel):
 def evaluate_files(recipes: Sequence[Recipe]) -> list[Evaluation]:
     """Score the models, ONNX files or engines of `recipes`, all with the same data, on its evaluation images."""
     rows: list[Evaluation] = []
-    first: NDArray[np.float32] | None = None
+    first: Answers | None = None
     for recipe in recipes:
-        with tempfile.TemporaryDirectory(prefix="tlc-") as work:
-            source = _opened(recipe, Path(work))
-            images = source.splits.evaluation
-            runner = Runner.here(load_target(recipe.target), Path(work))
-            logits = runner.logits(source.file, prepare(images, source.preprocess))
-            labels = np.asarray(images.labels)
-            change = None if first is None else accuracy_change(first, logits, labels, images.classes)
-            rows.append(
-                Evaluation(path=recipe.model.path, accuracy=score(logits, labels, images.classes), change=change)
-            )
-            first = logits if first is None else first
+        with tempfile.TemporaryDirectory(prefix="tlc-") as folder:
+            file, work = _opened(recipe, Path(folder))
+            part = work.data.evaluation
+            answers = work.judged(file, Runner.here(work.target, Path(folder)), part)
+            change = None if first is None else work.change(first, answers, part)
+            rows.append(Evaluation(path=recipe.model.path, accuracy=work.score(answers, part), change=change))
+            first = answers if first is None else first
     return rows
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """A float or INT8 ONNX file, or an engine, with what feeds it."""
-
-    file: Path
-    preprocess: Preprocess
-    splits: Splits
-
-
-def _opened(recipe: Recipe, work: Path) -> _Source:
+def _opened(recipe: Recipe, folder: Path) -> tuple[Path, ImageWork]:
     """Return the recipe's ONNX file or engine, an ONNX file made from the model where it is neither, and its data."""
     if recipe.model.path.suffix not in (".onnx", *ENGINES):
         plan = make_plan(_without(recipe, student=True, prune=True))
-        path = work / "model.onnx"
-        onnx_from_torch(plan.model.module, plan.model.preprocess.input_shape, path, opset=plan.target.opset)
-        return _Source(path, plan.model.preprocess, plan.splits)
+        work, path = plan.start(folder), folder / "model.onnx"
+        work.export(plan.model, path)
+        return path, work
     if recipe.model.path.suffix == ".onnx":
         recorded, classes = read_metadata(recipe.model.path)
         outputs = graph_stats(recipe.model.path).outputs[0].shape[-1]
@@ -140,7 +122,9 @@ def _opened(recipe: Recipe, work: Path) -> _Source:
         classes, outputs = tuple(record.classes), record.outputs[0].shape[-1]
     splits = read_splits(recipe)
     preprocess = resolve_preprocess(recorded, None, recipe.model.preprocess, splits.image_size)
-    return _Source(recipe.model.path, preprocess, splits.for_model(int(outputs), classes))
+    splits = splits.for_model(int(outputs), classes)
+    data = prepare_images(splits, preprocess, folder)
+    return recipe.model.path, ImageWork(recipe, load_target(recipe.target), preprocess, splits.classes, data)
 
 
 def _without(recipe: Recipe, *, student: bool = False, prune: bool = False) -> Recipe:
@@ -150,18 +134,6 @@ def _without(recipe: Recipe, *, student: bool = False, prune: bool = False) -> R
     if prune:
         changes["prune"] = recipe.prune.model_copy(update={"ratio": 0.0})
     return recipe.model_copy(update=changes)
-
-
-@contextmanager
-def _workspace(plan: Plan) -> Iterator[tuple[Data, Path]]:
-    with tempfile.TemporaryDirectory(prefix="tlc-") as folder:
-        work = Path(folder)
-        yield prepare_data(plan.splits, plan.model.preprocess, work), work
-
-
-def _save(model: Model, output: Path) -> None:
-    with replacing_dir(output) as folder:
-        save_model(model, folder)
 
 
 @contextmanager

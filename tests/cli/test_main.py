@@ -16,7 +16,8 @@ from PIL import Image
 
 import tiny
 from tlc.cli.main import main
-from tlc.compress import pipeline, run
+from tlc.compress import run
+from tlc.compress.plan import Plan
 
 OPTIONS = ["--input", "1x8x8", "--mean", "0.5", "--std", "0.25"]
 
@@ -201,7 +202,7 @@ def test_ctrl_c_says_how_to_go_on(inputs: Path, monkeypatch: pytest.MonkeyPatch)
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "prepare_data", interrupted)
+    monkeypatch.setattr(Plan, "start", interrupted)
 
     result = compress(inputs)
 

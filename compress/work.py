@@ -1,0 +1,159 @@
+"""What the stages of a run do with a network and its data: one implementation for images, one for texts.
+
+`tlc.compress.pipeline` orders and memoises the stages, `tlc.compress.steps` offers each by itself; both know this
+interface alone.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from tlc.calibration.metrics import accuracy_change, score
+from tlc.compress.events import Emit, Progress
+from tlc.compress.recipe import Recipe
+from tlc.compress.runner import Runner
+from tlc.export.fp16 import Fp16Record
+from tlc.runtime.report import Accuracy, AccuracyChange, Agreement
+from tlc.runtime.session import Session
+from tlc.runtime.target import Target
+
+M = TypeVar("M")
+"""The network with what feeds it: `Model` or `TextModel`."""
+F = TypeVar("F", bound=BaseModel)
+"""What a sample goes through before the network: `Preprocess` or `TextInput`."""
+P = TypeVar("P")
+"""One part of the data, prepared: `Pixels` or `Tokens`."""
+
+Feeds = dict[str, NDArray[Any]]
+Answers = NDArray[np.float32]
+"""What a file says about the samples of one part, in order: logits (N, K), for tokens one row per labelled token."""
+
+ENOUGH_TO_JUDGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Data(Generic[P]):
+    """The parts of the data, prepared, with the folder that caches what is computed from them."""
+
+    fit: P
+    holdout: P
+    evaluation: P
+    judge: P
+    """What quantization is judged on: the held-out part, joined by the training part where that alone is small."""
+    cache: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """An INT8 file to measure."""
+
+    suffix: str
+    """Of the row's name: "", "-mixed", "-dynamic"."""
+    path: Path
+
+
+class Work(ABC, Generic[M, F, P]):
+    """What the stages do with one kind of network and data."""
+
+    noun: ClassVar[str]
+    """What samples are called in sentences: "images", "texts"."""
+    network_files: ClassVar[tuple[str, ...]] = ("model.json", "model.safetensors")
+    """What `save` writes."""
+
+    def __init__(self, recipe: Recipe, target: Target, fed: F, classes: tuple[str, ...], data: Data[P]) -> None:
+        self.recipe, self.target, self.fed, self.classes, self.data = recipe, target, fed, classes, data
+
+    @abstractmethod
+    def save(self, model: M, folder: Path) -> None:
+        """Write the network so that `load` gives it back, outputs bit-equal."""
+
+    @abstractmethod
+    def load(self, folder: Path, arch: str | None) -> M:
+        """Return what `save` wrote; `arch` is what it needs besides."""
+
+    @abstractmethod
+    def make_student(
+        self, teacher: M, spec: str, *, teacher_key: str, folder: Path, emit: Emit
+    ) -> tuple[M, dict[str, Any]]:
+        """Return the student that `spec` names, trained towards the teacher, and what was found on the way."""
+
+    @abstractmethod
+    def make_pruned(
+        self, teacher: M, model: M, ratio: float, *, teacher_key: str, folder: Path, emit: Emit
+    ) -> tuple[M, dict[str, Any]]:
+        """Return `model` with `ratio` of its channels removed in equal steps, each followed by recovery training."""
+
+    @abstractmethod
+    def export(self, model: M, path: Path) -> Agreement:
+        """Write the network as float32 ONNX for the target; return how far it is from torch on real samples."""
+
+    @abstractmethod
+    def fp16(self, float_onnx: Path, out: Path) -> Fp16Record:
+        """Write the float16 file; what leaves float16's range on training samples stays in float32."""
+
+    @abstractmethod
+    def quantize(
+        self, float_onnx: Path, folder: Path, runner: Runner, emit: Emit
+    ) -> tuple[list[Quantized], dict[str, Any], str]:
+        """Write the INT8 files of `float_onnx` into `folder`, the preferred one first.
+
+        Return them with what was found, and a sentence about it.
+        """
+
+    @abstractmethod
+    def answers(self, session: Session, part: P, *, batch_size: int = 64) -> Answers:
+        """Return what the file says about every sample of `part`, in order, at most `batch_size` at once."""
+
+    @abstractmethod
+    def labels(self, part: P) -> NDArray[np.int64]:
+        """Return the true class of every row of `answers`."""
+
+    @abstractmethod
+    def timing_feeds(self, count: int) -> list[Feeds]:
+        """Return the inputs that latency is measured with, batch 1: as real samples are."""
+
+    @abstractmethod
+    def write_metadata(self, source: Path, path: Path) -> None:
+        """Write `source` to `path` with what a device needs to feed it inside, and beside it what does not fit in."""
+
+    def judged(self, path: Path, runner: Runner, part: P) -> Answers:
+        """Return the answers of a file as the target's runtime gives them, on all cores."""
+        with runner.open(path, threads=os.cpu_count() or 1) as session:
+            return self.answers(session, part, batch_size=runner.largest_batch(path) or 64)
+
+    def accuracy(self, answers: Answers, part: P) -> float:
+        """Return the share of right answers."""
+        return float(np.mean(answers.argmax(1) == self.labels(part)))
+
+    def score(self, answers: Answers, part: P) -> Accuracy:
+        """Return all scores."""
+        return score(answers, self.labels(part), self.classes)
+
+    def change(self, before: Answers, after: Answers, part: P) -> AccuracyChange:
+        """Return the paired change."""
+        return accuracy_change(before, after, self.labels(part), self.classes)
+
+
+def counted(score: Callable[[Any], float], emit: Emit, limit: int) -> Callable[[Any], float]:
+    """Return `score`, saying how often it was asked."""
+    count = 0
+
+    def asked(module: Any) -> float:
+        nonlocal count
+        count += 1
+        emit(Progress("blocks tried", count, limit))
+        return score(module)
+
+    return asked
+
+
+def some(count: int, limit: int = ENOUGH_TO_JUDGE) -> NDArray[np.int64]:
+    """Return at most `limit` positions spread evenly over `count`."""
+    return np.unique(np.linspace(0, count - 1, min(count, limit)).astype(np.int64))
