@@ -9,16 +9,22 @@ import numpy as np
 from tlc.calibration.archive import Archive, Folder, open_archive, tree
 from tlc.calibration.arrays import read_arrays
 from tlc.calibration.images import IMAGE_SUFFIXES, ImageSet, check_files
-from tlc.calibration.splits import EVALUATION_RATIO, HOLDOUT_RATIO, holdout_count, stratified
+from tlc.calibration.splits import (
+    EVALUATION_RATIO,
+    HOLDOUT_RATIO,
+    holdout_count,
+    listed_lines,
+    listed_names,
+    require_ratio,
+    stratified,
+)
 from tlc.runtime.artifact import sha256_json
-from tlc.runtime.errors import TlcError, UsageError
+from tlc.runtime.errors import TlcError
 
 __all__ = ["ImageSet", "Splits", "read_data"]
 
 EVALUATION_FOLDERS = ("val", "validation", "valid", "test")
 """Names of the evaluation folder beside `train`; the first that exists is used, the others are left alone."""
-
-_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +87,8 @@ def read_data(
     Raises TlcError for anything that would make training or measuring wrong: unreadable images (unless `skip_bad`),
     classes that are missing or empty or unlike the model's, and samples that are in both train and evaluation.
     """
-    _require_ratio("holdout_ratio", holdout_ratio)
-    _require_ratio("evaluation_ratio", evaluation_ratio)
+    require_ratio("holdout_ratio", holdout_ratio)
+    require_ratio("evaluation_ratio", evaluation_ratio)
     if path.suffix.lower() == ".npz" and path.is_file():
         train, evaluation = read_arrays(path, classes=classes)
         _require_classes(path, train.classes, classes, num_classes)
@@ -127,7 +133,7 @@ def _read_folders(
     checked = check_files(archive, [name for name, _, _ in samples])
     if checked.bad and not skip_bad:
         raise TlcError(
-            f"{path}: {len(checked.bad):,} of {len(samples):,} images cannot be read:\n  {_first(checked.bad)}",
+            f"{path}: {len(checked.bad):,} of {len(samples):,} images cannot be read:\n  {listed_lines(checked.bad)}",
             hint="Repair or remove them, or go on without them with --skip-bad.",
         )
     good = set(checked.names)
@@ -178,13 +184,14 @@ def _class_folders(path: Path, splits: dict[str, Folder]) -> tuple[str, ...]:
         missing = [name for name in classes if name not in folder.folders]
         if missing:
             raise TlcError(
-                f"{path}: {split}/ has no folder for {_names(missing)} ({len(missing)} of {len(classes)} classes)",
+                f"{path}: {split}/ has no folder for {listed_names(missing)} "
+                f"({len(missing)} of {len(classes)} classes)",
                 hint=f"Every class needs images in each of {' and '.join(splits)}.",
             )
         empty = [name for name in classes if not _images(folder.folders[name])]
         if empty:
             raise TlcError(
-                f"{path}: {_names(empty)} in {split}/ holds no images",
+                f"{path}: {listed_names(empty)} in {split}/ holds no images",
                 hint=f"Remove the folder or put images there: {', '.join(IMAGE_SUFFIXES)}.",
             )
     return tuple(classes)
@@ -210,19 +217,19 @@ def _require_classes(path: Path, found: tuple[str, ...], known: tuple[str, ...],
     expected = num_classes or len(known) or None
     if expected is not None and len(found) != expected:
         raise TlcError(
-            f"{path} has {len(found)} classes ({_names(found)}), the model has {expected}"
-            + (f" ({_names(known)})" if known else ""),
+            f"{path} has {len(found)} classes ({listed_names(found)}), the model has {expected}"
+            + (f" ({listed_names(known)})" if known else ""),
             hint="Give the data that this model was fine-tuned on.",
         )
     if len(found) < 2:
         raise TlcError(
-            f"{path} has {len(found)} class ({_names(found)}), at least 2 are needed",
+            f"{path} has {len(found)} class ({listed_names(found)}), at least 2 are needed",
             hint="Put one folder of images per class there, in train/ and val/ or without.",
         )
     if known and set(found) != set(known):
         raise TlcError(
-            f"{path} has classes that the model does not know: {_names(sorted(set(found) - set(known)))}; the model's "
-            f"that have no data: {_names(sorted(set(known) - set(found)))}",
+            f"{path} has classes that the model does not know: {listed_names(sorted(set(found) - set(known)))}; "
+            f"the model's that have no data: {listed_names(sorted(set(known) - set(found)))}",
             hint="Rename the class folders to the model's class names.",
         )
 
@@ -233,7 +240,7 @@ def _require_every_class(path: Path, images: ImageSet, where: str, *, at_least: 
     if few:
         raise TlcError(
             f"{path}: {len(few)} of {len(images.classes)} classes have fewer than {at_least} readable samples in "
-            f"{where}: {_names(few)}",
+            f"{where}: {listed_names(few)}",
             hint="Add samples of these classes, or remove the classes.",
         )
 
@@ -247,19 +254,7 @@ def _require_disjoint(path: Path, train: ImageSet, evaluation: ImageSet) -> None
     ]
     if pairs:
         raise TlcError(
-            f"{path}: {len(pairs):,} of {len(evaluation):,} evaluation samples are also in train:\n  {_first(pairs)}",
+            f"{path}: {len(pairs):,} of {len(evaluation):,} evaluation samples are also in train:\n  "
+            + listed_lines(pairs),
             hint="Remove them from train: accuracy on samples that were trained on proves nothing.",
         )
-
-
-def _require_ratio(name: str, value: float) -> None:
-    if not 0 < value <= 0.5:
-        raise UsageError(f"{name} is {value}, it must be above 0 and at most 0.5", hint=f"Leave {name} at its default.")
-
-
-def _names(names: tuple[str, ...] | list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "") or "none"
-
-
-def _first(lines: tuple[str, ...] | list[str]) -> str:
-    return "\n  ".join(lines[:_SHOWN]) + (f"\n  and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else "")

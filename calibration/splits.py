@@ -5,11 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tlc.runtime.errors import UsageError
+
 HOLDOUT_RATIO = 0.05
 """Share of train that is held out where that is enough."""
 EVALUATION_RATIO = 0.2
 """Share of a folder without a split of its own that becomes the evaluation split."""
 
+_SHOWN = 5
 _HOLDOUT_ENOUGH = 200  # One image is half a point: fewer cannot tell two networks apart.
 _HOLDOUT_MOST = 2_500
 _HOLDOUT_MOST_RATIO = 0.2
@@ -56,3 +59,19 @@ def _quotas(sizes: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     quotas[np.argsort(quotas - exact, kind="stable")[:missing]] += 1
     quotas[quotas < 1] = 1
     return quotas
+
+
+def require_ratio(name: str, value: float) -> None:
+    """Raise UsageError unless `value` is a share of the data that can be split off."""
+    if not 0 < value <= 0.5:
+        raise UsageError(f"{name} is {value}, it must be above 0 and at most 0.5", hint=f"Leave {name} at its default.")
+
+
+def listed_names(names: Sequence[str]) -> str:
+    """Return the first five names and how many more there are, in one line for a message."""
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "") or "none"
+
+
+def listed_lines(lines: Sequence[str]) -> str:
+    """Return the first five lines and how many more there are, for the end of a message."""
+    return "\n  ".join(lines[:_SHOWN]) + (f"\n  and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else "")

@@ -15,7 +15,10 @@ RUNTIME_MAY_IMPORT = frozenset({"numpy", "onnxruntime", "pydantic", "tomli", "to
 # What a device installs. A layer that is missing here may import any dependency of the project.
 MAY_IMPORT = {"runtime": RUNTIME_MAY_IMPORT, "calibration": RUNTIME_MAY_IMPORT | {"PIL"}}
 # Not part of the base install, so only functions may import it.
-MAY_IMPORT_LAZILY = {"runtime": frozenset({"openvino", "tensorrt"}), "calibration": frozenset({"sklearn"})}
+MAY_IMPORT_LAZILY = {
+    "runtime": frozenset({"openvino", "tensorrt"}),
+    "calibration": frozenset({"pyarrow", "sklearn", "tokenizers"}),
+}
 
 
 def imported_names(tree: ast.Module) -> Iterator[tuple[str, int, bool]]:
