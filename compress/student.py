@@ -7,7 +7,7 @@ x + f(x): then the layers behind it get what they nearly got before (Veit et al.
 import copy
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -194,7 +194,7 @@ def remove_blocks(model: Model, names: Sequence[str]) -> Model:
             raise TlcError(
                 f"{model.arch.text} has no block {name!r}.", hint="`tlc inspect` lists the layers."
             ) from None
-    _drop(module, names, as_identity=not _runs(module, names, _example(model)))
+    drop_blocks(module, names, as_identity=not _runs(module, names, _example(model)))
     return model.after(f"{len(names)} blocks left out: {', '.join(names)}", module)
 
 
@@ -211,11 +211,33 @@ def choose_blocks(
     allowed, total = _removals(model, depth, groups)
     work = copy.deepcopy(model.module).eval()
     group_of = {name: group.name for group in groups for name in group.removable}
+    teacher_score = score(work)
+
+    def score_without(names: Sequence[str]) -> float:
+        with without_blocks(work, names):
+            return score(work)
+
+    removed, evaluations = eliminate(group_of, allowed, total, score_without, max_evaluations=max_evaluations)
+    return removed, teacher_score, 1 + evaluations
+
+
+def eliminate(
+    group_of: Mapping[str, str],
+    allowed: Mapping[str, int],
+    total: int,
+    score_without: Callable[[Sequence[str]], float],
+    *,
+    max_evaluations: int,
+) -> tuple[tuple[RemovedBlock, ...], int]:
+    """Return `total` of the blocks in `group_of` in the order of their removal, and how often a score was asked for.
+
+    group_of: block -> its group, in the order of the network. allowed: how many may go of each group.
+    score_without: the score of the network without the blocks named. As `choose_blocks` says.
+    """
     order = list(group_of)
     removed: list[RemovedBlock] = []
-    teacher_score = score(work)
     scores: dict[str, float] = {}
-    evaluations = 1
+    evaluations = 0
     again = max(0, (max_evaluations - len(order)) // max(1, total - 1))
     while len(removed) < total:
         gone = [block.name for block in removed]
@@ -223,13 +245,12 @@ def choose_blocks(
         open_ = [n for n in order if n not in gone and taken[group_of[n]] < allowed[group_of[n]]]
         promising = sorted(open_, key=lambda name: -scores.get(name, math.inf))
         for name in promising if not removed else promising[:again]:
-            with _without(work, [*gone, name]):
-                scores[name] = score(work)
+            scores[name] = score_without([*gone, name])
             evaluations += 1
         # What was scored now is compared; older scores are of a deeper network and only say whom to ask.
         best = max(promising[: again if removed and again else None], key=lambda name: scores[name])
         removed.append(RemovedBlock(name=best, score=scores[best]))
-    return tuple(removed), teacher_score, evaluations
+    return tuple(removed), evaluations
 
 
 def student_from_teacher(
@@ -361,7 +382,7 @@ def _runs(module: nn.Module, names: Sequence[str], example: Tensor, *, as_identi
     with torch.no_grad():
         wanted = module(example).shape
         try:
-            with _without(module, names, as_identity=as_identity):
+            with without_blocks(module, names, as_identity=as_identity):
                 output = module(example)
         # A network that indexes its layers may raise anything once one is missing.
         except Exception:
@@ -370,11 +391,12 @@ def _runs(module: nn.Module, names: Sequence[str], example: Tensor, *, as_identi
 
 
 @contextmanager
-def _without(module: nn.Module, names: Sequence[str], *, as_identity: bool = False) -> Iterator[None]:
+def without_blocks(module: nn.Module, names: Sequence[str], *, as_identity: bool = False) -> Iterator[None]:
+    """Leave out the blocks `names`, in place, until the end of the context."""
     containers = {module.get_submodule(name.rpartition(".")[0]) for name in names}
     before = {container: dict(container._modules) for container in containers}
     try:
-        _drop(module, names, as_identity=as_identity)
+        drop_blocks(module, names, as_identity=as_identity)
         yield
     finally:
         for container, children in before.items():
@@ -382,7 +404,8 @@ def _without(module: nn.Module, names: Sequence[str], *, as_identity: bool = Fal
             container._modules.update(children)
 
 
-def _drop(module: nn.Module, names: Sequence[str], *, as_identity: bool = False) -> None:
+def drop_blocks(module: nn.Module, names: Sequence[str], *, as_identity: bool = False) -> None:
+    """Take the blocks `names` out of their containers, in place, or put what passes its input on in their place."""
     for name in names:
         path, _, key = name.rpartition(".")
         container = module.get_submodule(path)
