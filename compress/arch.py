@@ -41,7 +41,7 @@ class Architecture(BaseModel):
     source_sha256: str = ""
     """Of the FILE.py that holds the builder."""
     config: dict[str, JsonValue] = Field(default_factory=dict)
-    """hf: the folder's `config` and `preprocessor`, so that the folder is not needed again."""
+    """hf: the folder's `config` with its `preprocessor` or `task`, so that the folder is not needed again."""
     skeleton: JsonValue = None
     """pickle: the tree of modules; see `tlc.compress.skeleton`."""
 
@@ -246,7 +246,7 @@ def accepts_num_classes(arch: Architecture) -> bool:
     if arch.kind == "file":
         file, _, name = arch.name.rpartition(":")
         return "num_classes" in inspect.signature(_function(file, name, arch.source_sha256)).parameters
-    return arch.kind != "pickle"
+    return arch.kind != "pickle" and arch.config.get("task") != "question-answering"
 
 
 def _function(file: str, name: str, sha256: str) -> Callable[..., object]:

@@ -1,18 +1,23 @@
-"""A model on disk without a pickle: `model.json` says what it is, `model.safetensors` holds the numbers."""
+"""A model on disk without a pickle: `model.json` says what it is, `model.safetensors` holds the numbers.
+
+A text model's folder also holds its `tokenizer.json`.
+"""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from torch import nn
 
 from tlc.calibration.preprocess import Preprocess
+from tlc.calibration.tokens import TextInput
 from tlc.compress.arch import Architecture, build, parse_arch
 from tlc.compress.edits import apply_edit, edit_between
+from tlc.compress.hf import config_changes, with_config_changes
 from tlc.compress.model import Model
 from tlc.compress.skeleton import describe
 from tlc.runtime.artifact import replacing_dir
@@ -29,13 +34,18 @@ class SavedModel(BaseModel):
 
     format: Literal["tlc-model/1"] = "tlc-model/1"
     architecture: Architecture
-    edit: dict[str, JsonValue]
+    edit: dict[str, JsonValue] = Field(default_factory=dict)
     """What differs from the architecture as it is built; see `tlc.compress.edits`."""
-    tied: dict[str, str]
+    config: dict[str, JsonValue] = Field(default_factory=dict)
+    """Values of a transformers config that differ from the architecture's, where the network reads them as it runs."""
+    tied: dict[str, str] = Field(default_factory=dict)
     """Parameter or buffer -> the one whose tensor it shares."""
-    channels_last: tuple[str, ...]
+    channels_last: tuple[str, ...] = ()
     """Tensors kept in channels-last order: it decides which kernel runs, and so the last bits of the outputs."""
-    preprocess: Preprocess
+    preprocess: Preprocess | None = None
+    """How images are fed; None for a text model."""
+    text: TextInput | None = None
+    """How texts are fed; None for an image classifier."""
     num_classes: int
     classes: tuple[str, ...]
     history: tuple[str, ...]
@@ -51,27 +61,41 @@ def save_model(model: Model, directory: Path) -> None:
 
     Raises TlcError before writing if a part of the network cannot be written down without a pickle.
     """
-    arch = model.arch
-    if arch.kind == "pickle":
-        arch, edit = arch.model_copy(update={"skeleton": describe(model.module)}), {}
-        build(arch, device="meta")
-    else:
-        edit = edit_between(build(arch), model.module)
-    tensors, tied = _tensors(model.module)
     saved = SavedModel(
-        architecture=arch,
-        edit=edit,
-        tied=tied,
-        channels_last=tuple(name for name, tensor in tensors.items() if _is_channels_last(tensor)),
+        architecture=model.arch,
         preprocess=model.preprocess,
         num_classes=model.num_classes,
         classes=model.classes,
         history=model.history,
     )
+    write_saved(saved, model.module, directory)
+
+
+def write_saved(
+    described: SavedModel, module: nn.Module, directory: Path, files: Mapping[str, str] | None = None
+) -> None:
+    """Write what is `described`, completed by what `module` is, its numbers, and further `files` by name.
+
+    Raises TlcError before writing if a part of the network cannot be written down without a pickle.
+    """
+    arch, edit, config = described.architecture, {}, {}
+    if arch.kind == "pickle":
+        arch = arch.model_copy(update={"skeleton": describe(module)})
+        build(arch, device="meta")
+    else:
+        base = build(arch)
+        edit, config = edit_between(base, module), config_changes(base, module)
+    tensors, tied = _tensors(module)
+    channels_last = tuple(name for name, tensor in tensors.items() if _is_channels_last(tensor))
+    found = {"architecture": arch, "edit": edit, "config": config, "tied": tied, "channels_last": channels_last}
+    saved = described.model_copy(update=found)
     _check_repeats(saved, tensors)
+    absent = {name for name in ("config", "preprocess", "text") if not getattr(saved, name)}
     with replacing_dir(directory) as folder:
-        (folder / JSON_NAME).write_text(saved.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (folder / JSON_NAME).write_text(saved.model_dump_json(indent=1, exclude=absent) + "\n", encoding="utf-8")
         safetensors.torch.save_file({name: _own(tensor) for name, tensor in tensors.items()}, folder / WEIGHTS_NAME)
+        for name, content in (files or {}).items():
+            (folder / name).write_text(content, encoding="utf-8", newline="")
 
 
 def load_saved(directory: Path, *, arch: str | None = None) -> Model:
@@ -80,20 +104,29 @@ def load_saved(directory: Path, *, arch: str | None = None) -> Model:
     Raises TlcError if files are missing or damaged, or if FILE.py is not given or has changed.
     """
     saved = read_saved(directory)
-    tensors = read_weights(directory / WEIGHTS_NAME)
-    try:
-        module = _rebuilt(_owned(saved.architecture, arch, directory), saved, tensors)
-    except (KeyError, AttributeError, AssertionError, TypeError, ValueError, RuntimeError) as error:
-        hint = "Copy both files again, or make them again with tlc."
-        raise TlcError(f"{directory}: {JSON_NAME} and {WEIGHTS_NAME} do not fit: {error}", hint=hint) from error
+    if saved.preprocess is None:
+        raise TlcError(
+            f"{directory} holds a text model; images cannot be fed to it", hint="Give texts, or an image classifier."
+        )
+    architecture = _owned(saved.architecture, arch, directory)
     return Model(
-        module=module,
-        arch=_owned(saved.architecture, arch, directory),
+        module=rebuilt(saved, architecture, directory),
+        arch=architecture,
         preprocess=saved.preprocess,
         num_classes=saved.num_classes,
         classes=saved.classes,
         history=saved.history,
     )
+
+
+def rebuilt(saved: SavedModel, arch: Architecture, directory: Path) -> nn.Module:
+    """Return the network that `directory` holds, in eval mode; TlcError if its files are damaged or do not fit."""
+    tensors = read_weights(directory / WEIGHTS_NAME)
+    try:
+        return _rebuilt(arch, saved, tensors)
+    except (KeyError, AttributeError, AssertionError, TypeError, ValueError, RuntimeError) as error:
+        hint = "Copy both files again, or make them again with tlc."
+        raise TlcError(f"{directory}: {JSON_NAME} and {WEIGHTS_NAME} do not fit: {error}", hint=hint) from error
 
 
 def read_saved(directory: Path) -> SavedModel:
@@ -184,6 +217,7 @@ def _is_channels_last(tensor: torch.Tensor) -> bool:
 def _rebuilt(arch: Architecture, saved: SavedModel, tensors: dict[str, torch.Tensor]) -> nn.Module:
     """Build, edit and fill; shapes are those of the tensors."""
     module = apply_edit(build(arch, device="meta" if arch.kind == "pickle" else "cpu"), saved.edit)
+    with_config_changes(module, saved.config)
     owners = {**{name: name for name in tensors}, **saved.tied}
     wanted = {name for name, _tensor in named_tensors(module)}
     if wanted != set(owners):

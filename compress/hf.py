@@ -1,4 +1,4 @@
-"""Hugging Face folders: an image classifier from its config, without remote code and without the network."""
+"""Hugging Face folders: a model from its config, without remote code and without the network."""
 
 import importlib
 import json
@@ -10,27 +10,50 @@ import torch
 from pydantic import JsonValue
 from torch import nn
 
+from tlc.calibration.texts import Task
+from tlc.compress.hf_text import TextLogits, architecture_name, check_text_config, is_text_config, task_of
 from tlc.runtime.errors import TlcError
 
 # Keys that make transformers fetch code, kernels or another model.
 _REFUSED = ("auto_map", "backbone", "use_timm_backbone", "quantization_config", "custom_pipelines")
 _DROPPED = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation")
 
+_AUTO_CLASSES: Mapping[Task | None, tuple[str, str]] = {
+    None: ("AutoModelForImageClassification", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING"),
+    "sequence-classification": ("AutoModelForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING"),
+    "token-classification": ("AutoModelForTokenClassification", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING"),
+    "question-answering": ("AutoModelForQuestionAnswering", "MODEL_FOR_QUESTION_ANSWERING_MAPPING"),
+}
+"""transformers' class that builds, and its table of classes that load, by task; None: images."""
+
 
 def read_folder(folder: Path) -> dict[str, JsonValue]:
-    """Return {"config": ..., "preprocessor": ...} of an image classifier's folder.
+    """Return what a folder says: {"config", "preprocessor"} of an image classifier, {"config", "task"} of a text model.
 
-    Raises TlcError for a folder without config.json, and for a model that is no image classifier of transformers.
+    Raises TlcError for a folder without config.json, and for a model that is neither.
     """
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config is None:
         hint = "Give the folder that save_pretrained wrote (config.json, model.safetensors, preprocessor_config.json)."
         raise TlcError(f"{folder} holds no config.json", hint=hint)
-    _check_classifier(config, str(folder))
-    return {"config": config, "preprocessor": _read_json(folder / "preprocessor_config.json") or {}}
+    recorded = recorded_config(config, str(folder))
+    if task_of(recorded) is None:
+        recorded["preprocessor"] = read_json(folder / "preprocessor_config.json") or {}
+    return recorded
 
 
-def _read_json(path: Path) -> dict[str, JsonValue] | None:
+def recorded_config(config: dict[str, JsonValue], place: str) -> dict[str, JsonValue]:
+    """Return {"config": ...}, and the "task" of a text model; TlcError for a model that tlc does not take."""
+    if is_text_config(config):
+        task = check_text_config(config, place)
+        _check_plain(config, place)
+        return {"config": config, "task": task}
+    _check_classifier(config, place)
+    return {"config": config}
+
+
+def read_json(path: Path) -> dict[str, JsonValue] | None:
+    """Return the object in a JSON file, None if there is no file; TlcError for anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -48,16 +71,19 @@ def _check_classifier(config: Mapping[str, JsonValue], place: str) -> None:
     names = config.get("architectures") or [f"model_type {kind}"]
     shown = ", ".join(map(str, names)) if isinstance(names, list) else str(names)
     if not isinstance(kind, str) or kind not in kinds:
-        what = "a text model" if "vocab_size" in config else "no image classifier that transformers knows by itself"
         raise TlcError(
-            f"{place} holds {shown}, {what}; this version of tlc compresses image classifiers",
-            hint="Give an image classifier, for example a ViTForImageClassification or ResNetForImageClassification.",
+            f"{place} holds {shown}, no image or text classifier that transformers knows by itself",
+            hint="Give a classifier, for example a ViTForImageClassification or BertForSequenceClassification.",
         )
     if isinstance(names, list) and names and not any("ImageClassification" in str(name) for name in names):
         raise TlcError(
             f"{place} holds {shown}, which has no classification head",
             hint="Fine-tune it with AutoModelForImageClassification and save that.",
         )
+    _check_plain(config, place)
+
+
+def _check_plain(config: Mapping[str, JsonValue], place: str) -> None:
     if refused := [key for key in _REFUSED if config.get(key)]:
         raise TlcError(
             f"{place}: config.json sets {', '.join(refused)}, which makes transformers fetch code or weights",
@@ -66,13 +92,13 @@ def _check_classifier(config: Mapping[str, JsonValue], place: str) -> None:
 
 
 def _classifiers() -> frozenset[str]:
-    table = _transformers().MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    table = transformers().MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
     return frozenset(config.model_type for config in table) - {
         "timm_wrapper"
     }  # names any timm model, on the network too
 
 
-def _transformers(part: str = "") -> Any:
+def transformers(part: str = "") -> Any:
     """Return transformers or a part of it; it carries no types worth checking against."""
     try:
         return importlib.import_module(f"transformers{part}")
@@ -98,20 +124,25 @@ class Logits(nn.Module):
 
 def build_classifier(recorded: Mapping[str, JsonValue], num_classes: int | None) -> nn.Module:
     """Return the classifier that the recorded config describes, random weights; state keys start with `model.`."""
-    for implementation in ("sdpa", "eager"):
+    auto = getattr(transformers(), _AUTO_CLASSES[task_of(recorded)][0])
+    # A text model's attention stays in plain operators: what is trained is what is exported and fused.
+    for implementation in ("sdpa", "eager") if task_of(recorded) is None else ("eager",):
         try:
-            model = _transformers().AutoModelForImageClassification.from_config(
+            model = auto.from_config(
                 _config(recorded, num_classes),
                 attn_implementation=implementation,
                 trust_remote_code=False,
                 dtype=torch.float32,
             )
-        except ValueError:
+        except (ValueError, AssertionError) as error:
             if implementation == "eager":
-                raise
+                raise TlcError(
+                    f"the config of {architecture_name(recorded)} does not build: {error}",
+                    hint="Save the model again with the installed transformers.",
+                ) from error
         else:
             break
-    return Logits(model)
+    return Logits(model) if task_of(recorded) is None else TextLogits(model)
 
 
 def renamed_state(
@@ -121,9 +152,9 @@ def renamed_state(
 
     None if the weights do not fit the config.
     """
-    logging = _transformers(".utils.logging")
+    logging = transformers(".utils.logging")
     config = _config(recorded, None)
-    classifier = _transformers().MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+    classifier = getattr(transformers(), _AUTO_CLASSES[task_of(recorded)][1])[type(config)]
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
@@ -146,21 +177,52 @@ def _config(recorded: Mapping[str, JsonValue], num_classes: int | None) -> Any:
     values = recorded.get("config")
     if not isinstance(values, dict):
         raise TlcError("the architecture records no config", hint="Give the folder again: --arch hf:DIR.")
-    _check_classifier(values, "the recorded config")
+    recorded_config(values, "the recorded config")
     known: dict[str, Any] = {key: value for key, value in values.items() if key not in _DROPPED}
     if num_classes is not None:
         known = {key: value for key, value in known.items() if key not in ("id2label", "label2id", "num_labels")}
         known["num_labels"] = num_classes
-    return _transformers().CONFIG_MAPPING[known.pop("model_type")].from_dict(known)
+    return transformers().CONFIG_MAPPING[known.pop("model_type")].from_dict(known)
+
+
+def config_name(package: str) -> str:
+    """Return the model_type of a package of `transformers.models`: deberta_v2 is that of deberta-v2."""
+    return package if package in transformers().CONFIG_MAPPING else package.replace("_", "-")
+
+
+def config_changes(base: nn.Module, module: nn.Module) -> dict[str, JsonValue]:
+    """Return the values of the config that `module` runs by and that differ from those of `base`; {} without one."""
+    before, now = _config_of(base), _config_of(module)
+    if before is None or now is None:
+        return {}
+    known = before.to_dict()
+    changed = {key: value for key, value in now.to_dict().items() if key in known and known[key] != value}
+    plain: dict[str, JsonValue] = json.loads(json.dumps(changed))
+    return plain
+
+
+def with_config_changes(module: nn.Module, changes: Mapping[str, JsonValue]) -> None:
+    """Repeat `config_changes` on a freshly built network, in place; TlcError for a key that is no plain value of it."""
+    for part in module.modules() if changes else ():
+        config = vars(part).get("config")
+        known = config.to_dict() if config is not None else {}
+        for key, value in changes.items() if known else ():
+            if key not in known or key.startswith("_") or key in (*_REFUSED, *_DROPPED):
+                raise TlcError(f"the checkpoint sets {key} of the config", hint="Save the model again with tlc.")
+            setattr(config, key, value)
+
+
+def _config_of(module: nn.Module) -> Any:
+    return vars(module.model).get("config") if isinstance(module, Logits | TextLogits) else None
 
 
 def class_names(recorded: Mapping[str, JsonValue]) -> tuple[str, ...]:
     """Return id2label in order, () where it only holds LABEL_0, LABEL_1, ..."""
     config = recorded.get("config")
     labels = config.get("id2label") if isinstance(config, dict) else None
-    if not isinstance(labels, dict) or sorted(labels, key=int) != [str(index) for index in range(len(labels))]:
+    if not isinstance(labels, dict) or set(labels) != {str(index) for index in range(len(labels))}:
         return ()
-    names = tuple(str(labels[key]) for key in sorted(labels, key=int))
+    names = tuple(str(labels[str(index)]) for index in range(len(labels)))
     return () if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
 
 

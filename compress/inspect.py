@@ -15,7 +15,7 @@ from tlc.compress.cost import parameters
 from tlc.compress.formats import Checkpoint, is_counter, read_checkpoint
 from tlc.compress.hf import class_names
 from tlc.compress.inputs import PreprocessOptions, default_preprocess, resolve_preprocess
-from tlc.compress.load import count_outputs, fill, open_model
+from tlc.compress.load import check_images, count_outputs, fill, open_model
 from tlc.compress.matching import suggest
 from tlc.compress.model import Model
 from tlc.compress.prune import check_prunable
@@ -90,6 +90,7 @@ def inspect_model(path: Path, *, arch: str | None = None, options: PreprocessOpt
         if checkpoint.record is None:
             return _of_weights(checkpoint)
     opened = open_model(path, arch)
+    check_images(opened.arch, path)
     module = fill(opened)
     checkpoint = opened.checkpoint
     notes: tuple[str, ...] = (*checkpoint.notes, *opened.matched.notes)

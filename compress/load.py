@@ -10,7 +10,8 @@ from tlc.calibration.preprocess import Preprocess
 from tlc.compress.arch import FORMS, Architecture, build, parse_arch
 from tlc.compress.checkpoint import is_saved, load_saved
 from tlc.compress.formats import Checkpoint, read_checkpoint
-from tlc.compress.hf import class_names, read_folder, weight_files
+from tlc.compress.hf import class_names, config_name, read_folder, recorded_config, weight_files
+from tlc.compress.hf_text import architecture_name, task_of
 from tlc.compress.inputs import PreprocessOptions, default_preprocess, resolve_preprocess
 from tlc.compress.matching import Matched, match, shapes_of, suggest
 from tlc.compress.model import Model
@@ -40,6 +41,7 @@ def load_model(
         _check_classes(path, saved.num_classes, num_classes)
         return replace(saved, preprocess=fed)
     opened = open_model(path, arch, num_classes)
+    check_images(opened.arch, path)
     _check_resize(options, input_shape, default_preprocess(opened.arch))
     if options.input is None and input_shape is not None and default_preprocess(opened.arch) is None:
         options = options.model_copy(update={"input": input_shape})
@@ -57,6 +59,15 @@ def load_model(
         classes=named if len(named) == count else (),
         history=(f"loaded {path.name} ({notes})",),
     )
+
+
+def check_images(arch: Architecture, path: Path) -> None:
+    """Raise TlcError for a text model."""
+    if task_of(arch.config) is not None:
+        raise TlcError(
+            f"{path} holds {architecture_name(arch.config)}, a text model; images cannot be fed to it",
+            hint="Give texts as the data: a CSV, TSV, JSONL or Parquet file, or a folder of .txt files.",
+        )
 
 
 def _check_resize(
@@ -166,15 +177,10 @@ def _agrees(built: Node, pickled: Node) -> bool:
 def _match_transformers(checkpoint: Checkpoint, record: Record) -> Matched:
     config = record.state.get("config")
     values = dict(config.state) if isinstance(config, Record) and isinstance(config.state, dict) else {}
-    if not record.global_name.endswith("ForImageClassification"):
-        raise TlcError(
-            f"{checkpoint.path} holds {record.global_name.rpartition('.')[2]}, which is no image classifier",
-            hint="Give an image classifier; this version of tlc compresses those.",
-        )
-    values["model_type"] = record.global_name.split(".")[2]
+    name = record.global_name.rpartition(".")[2]
+    values |= {"model_type": config_name(record.global_name.split(".")[2]), "architectures": [name]}
     plain = {key: _plain(value) for key, value in values.items() if not key.startswith("_")}
-    arch = Architecture(kind="hf", name=record.global_name.rpartition(".")[2], config={"config": plain})
-    return match(arch, checkpoint)
+    return match(Architecture(kind="hf", name=name, config=recorded_config(plain, str(checkpoint.path))), checkpoint)
 
 
 def _plain(value: object) -> object:

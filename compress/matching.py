@@ -14,6 +14,7 @@ from torch import nn
 from tlc.compress.arch import Architecture, accepts_num_classes, build, parse_arch, torchvision_names
 from tlc.compress.formats import Checkpoint, is_counter
 from tlc.compress.hf import renamed_state
+from tlc.compress.hf_text import task_of
 from tlc.runtime.errors import TlcError
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
@@ -60,7 +61,10 @@ def match(arch: Architecture, checkpoint: Checkpoint, num_classes: int | None = 
     wanted = built_shapes(arch)
     state = _renamed(state, wanted, notes)
     if arch.kind == "hf" and set(state) != set(wanted):
-        state = renamed_state(arch.config, {key.removeprefix("model."): value for key, value in state.items()}) or state
+        state = _without_unused(arch, state, wanted, notes)
+        if set(state) != set(wanted):
+            bare = {key.removeprefix("model."): value for key, value in state.items()}
+            state = renamed_state(arch.config, bare) or state
     arch = _with_image_size(arch, state, wanted)
     classes = _inferred_classes(arch, state)
     if classes is not None and num_classes is not None and classes != num_classes:
@@ -87,6 +91,19 @@ def _without_auxiliary(
         notes.append("took transform_input=true, as torchvision does; ?transform_input=false if trained from scratch")
         arch = arch.with_options(transform_input=True)
     return arch, kept
+
+
+def _without_unused(
+    arch: Architecture, state: dict[str, torch.Tensor], wanted: Shapes, notes: list[str]
+) -> dict[str, torch.Tensor]:
+    """Return `state` without buffers that the network computes itself, and without a pooler that its head lacks."""
+    computed = {name for name, _value in build(arch, device="meta").named_buffers()}
+    kept = {key: value for key, value in state.items() if key in wanted or key not in computed}
+    poolers = [key for key in kept if ".pooler." in key and key not in wanted]
+    if poolers and task_of(arch.config) is not None:
+        notes.append("left out the pooler, which this head does not use")
+        kept = {key: value for key, value in kept.items() if key not in poolers}
+    return kept
 
 
 def _renamed(state: dict[str, torch.Tensor], wanted: Shapes, notes: list[str]) -> dict[str, torch.Tensor]:

@@ -167,6 +167,16 @@ def _zip_pickle(path: Path) -> bytes:
         return archive.read(names[0]) if names else b""
 
 
+def pickled_globals(path: Path) -> set[str]:
+    """Return every global that the pickle in a file of `torch.save` names, without running it; empty for others."""
+    if zipfile.is_zipfile(path):
+        return named_globals(_zip_pickle(path))
+    with path.open("rb") as file:
+        if file.read(1) != b"\x80":
+            return set()
+    return named_globals(path.read_bytes())
+
+
 def named_globals(data: bytes) -> set[str]:
     """Return every global that the pickles at the start of `data` name, in any protocol, without running them."""
     names: set[str] = set()

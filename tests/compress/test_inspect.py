@@ -124,5 +124,5 @@ def test_the_cifar_network_shows_the_blocks_that_can_go(assets: Path) -> None:
 
 @pytest.mark.assets
 def test_a_text_model_is_refused(assets: Path) -> None:
-    with pytest.raises(TlcError, match="a text model; this version of tlc compresses image classifiers"):
+    with pytest.raises(TlcError, match="a text model; images cannot be fed to it"):
         inspect_model(assets / "movie-sentiment" / "model")
