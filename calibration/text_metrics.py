@@ -97,7 +97,7 @@ def answers_of(logits: Logits, tokens: Tokens, longest: int = 30) -> tuple[str, 
             found.append("")
             continue
         span = offsets[context_places[[first, first + more]]]
-        found.append(context[span[0, 0] : span[1, 1]])
+        found.append(context[span[0, 0] : span[1, 1]].strip())
     return tuple(found)
 
 

@@ -230,10 +230,11 @@ def _without_twins(path: Path, part: TextSet, other: TextSet, skipped: list[str]
     if count > _TWINS_RATIO * len(keys):
         lines = [f"{part.keys[i]} = {keys[part.digests[i]]}" for i in twins]
         raise TlcError(
-            f"{path}: {count:,} of {len(keys):,} evaluation texts are also trained on:\n  {listed_lines(lines)}",
+            f"{path}: {count:,} of {len(keys):,} texts to measure on are also in another split:\n  "
+            + listed_lines(lines),
             hint="Remove them from train: accuracy on samples that were trained on proves nothing.",
         )
-    skipped += [f"{part.keys[i]}: also in the evaluation, as {keys[part.digests[i]]}" for i in twins]
+    skipped += [f"{part.keys[i]}: the same text as {keys[part.digests[i]]}, which is measured on" for i in twins]
     return part.subset(np.flatnonzero([digest not in keys for digest in part.digests]))
 
 
