@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from tlc.calibration.cache import Pixels
 from tlc.calibration.paired import difference_interval, mcnemar_p
+from tlc.calibration.text_metrics import calibration_error
 from tlc.runtime.errors import TlcError
 from tlc.runtime.report import Accuracy, AccuracyChange, Agreement, ClassChange, ClassScore, Interval
 
@@ -27,7 +28,7 @@ def score(logits: Logits, labels: NDArray[np.int64], classes: tuple[str, ...]) -
     Ties go to the lower class, as arg-max does. Precision, recall and F1 of a class that is absent or never predicted
     count as 0 in the macro averages. Raises TlcError when the logits are not finite.
     """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+    from sklearn.metrics import confusion_matrix, matthews_corrcoef, precision_recall_fscore_support
 
     _require_finite(logits)
     known = range(len(classes))
@@ -44,6 +45,11 @@ def score(logits: Logits, labels: NDArray[np.int64], classes: tuple[str, ...]) -
         macro_recall=float(recall.mean()),
         macro_f1=float(f1.mean()),
         roc_auc=_roc_auc(logits, labels),
+        matthews=float(matthews_corrcoef(labels, predicted)),
+        calibration_error=calibration_error(logits, labels),
+        answer_f1=None,
+        entity_f1=None,
+        exact_ratio=None,
         per_class=[
             ClassScore(
                 name=name,

@@ -24,12 +24,13 @@ _quiet = click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @click.argument("model", type=_PATH, required=False)
 @data_options(required=False)
 @model_options
-@click.option("--student", metavar="SPEC", help="auto, none, depth:0.5, depth:4,4,4, width:0.75, A+B, or an --arch.")
-@click.option("--epochs", type=click.IntRange(0), help="Passes over the training images to distil.")
+@click.option("--unlabeled", type=_PATH, help="More texts, without labels, to distil on.")
+@click.option("--student", metavar="SPEC", help="auto, none, depth:0.5, width:0.75, A+B, or an --arch.")
+@click.option("--epochs", type=click.IntRange(0), help="Passes over the training samples to distil.")
 @click.option(
     "--prune", type=click.FloatRange(0, 1, max_open=True), metavar="RATIO", help="Share of channels to remove."
 )
-@click.option("--max-drop", type=click.FloatRange(0, 100), help="Largest loss of top-1, in points.  [default: 1]")
+@click.option("--max-drop", type=click.FloatRange(0, 100), help="Largest loss of accuracy, in points.  [default: 1]")
 @recipe_options
 @_out
 @_resume
@@ -45,6 +46,7 @@ def compress_command(
     Examples:
       tlc compress model.pt --arch torchvision:resnet18 --data photos/
       tlc compress model.pt --arch net.py:build --input 3x32x32 --data images.zip --student depth:0.5
+      tlc compress my-bert-classifier/ --data reviews.csv
       tlc compress --recipe tlc.toml --resume
     """
     from tlc.compress.estimate import plan_lines

@@ -22,9 +22,15 @@ MODEL_KEYS = {
     "std": "model.preprocess.std",
     "interpolation": "model.preprocess.interpolation",
     "channels": "model.preprocess.channels",
+    "tokenizer": "model.tokenizer",
+    "max_length": "model.max_length",
 }
 OTHER_KEYS = {
     "data": "data.path",
+    "text_column": "data.text_column",
+    "pair_column": "data.pair_column",
+    "label_column": "data.label_column",
+    "unlabeled": "data.unlabeled",
     "skip_bad": "data.skip_bad",
     "target": "target",
     "seed": "seed",
@@ -51,8 +57,12 @@ def _shape(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 
 
 def model_options(function: F) -> F:
-    """Add the options that say what the model is and how it wants its images."""
+    """Add the options that say what the model is and how it wants its images or texts."""
     function = preprocess_options(function)
+    function = click.option("--max-length", type=click.IntRange(8), help="Most tokens of a text.")(function)
+    function = click.option("--tokenizer", type=_PATH, help="Folder with tokenizer.json, where the model's has none.")(
+        function
+    )
     function = click.option("--num-classes", type=click.IntRange(2), help="Where the weights do not tell.")(function)
     return click.option("--arch", help="torchvision:NAME, timm:NAME, FILE.py:FUNCTION or hf:DIR.")(function)
 
@@ -77,10 +87,22 @@ def data_options(*, required: bool) -> Callable[[F], F]:
     """Add the options that say where the data is."""
 
     def add(function: F) -> F:
-        function = click.option("--skip-bad", is_flag=True, default=None, help="Leave unreadable images out.")(function)
-        return click.option(
-            "--data", type=_PATH, required=required, help="ImageFolder directory, .zip or .tar of it, or .npz."
-        )(function)
+        for option in reversed(
+            [
+                click.option(
+                    "--data",
+                    type=_PATH,
+                    required=required,
+                    help="ImageFolder directory, .zip or .tar of it, .npz; texts as .csv, .tsv, .jsonl or .parquet.",
+                ),
+                click.option("--text-column", metavar="NAME", help="Texts, words or questions, if not found by name."),
+                click.option("--pair-column", metavar="NAME", help="Second text of a pair, or context of a question."),
+                click.option("--label-column", metavar="NAME", help="Classes, tags or answers."),
+                click.option("--skip-bad", is_flag=True, default=None, help="Leave unreadable samples out."),
+            ]
+        ):
+            function = option(function)
+        return function
 
     return add
 

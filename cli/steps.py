@@ -15,7 +15,7 @@ _PATH = click.Path(path_type=Path)
 _model = click.argument("model", type=_PATH)
 _quiet = click.option("--quiet", is_flag=True, help="No progress on stderr.")
 _student = click.option("--student", metavar="SPEC", required=True, help="depth:0.5, width:0.75, A+B, or an --arch.")
-_epochs = click.option("--epochs", type=click.IntRange(0), help="Passes over the training images.")
+_epochs = click.option("--epochs", type=click.IntRange(0), help="Passes over the training samples.")
 _ratio = click.option(
     "--ratio", "prune", type=click.FloatRange(0, 1, min_open=True, max_open=True), required=True,
     help="Share of channels to remove.",
@@ -90,12 +90,12 @@ def export_command(model: Path, output: Path, target: str, **options: Any) -> No
 @_model
 @data_options(required=True)
 @model_options
-@click.option("--max-drop", type=click.FloatRange(0, 100), help="Largest loss of top-1, in points.  [default: 1]")
+@click.option("--max-drop", type=click.FloatRange(0, 100), help="Largest loss of accuracy, in points.  [default: 1]")
 @recipe_options
 @_output("ONNX file to write.")
 @_quiet
 def quantize_command(model: Path, output: Path, quiet: bool, **options: Any) -> None:
-    """Write MODEL (or a float ONNX file) as INT8 ONNX, calibrated on the training images.
+    """Write MODEL (or a float ONNX file) as INT8 ONNX, calibrated on the training samples.
 
     \b
     Example: tlc quantize model.pt --arch torchvision:resnet18 --data photos/ -o int8.onnx
@@ -110,14 +110,14 @@ def quantize_command(model: Path, output: Path, quiet: bool, **options: Any) -> 
         raise click.ClickException(f"That is over the budget of {record.budget_points:g} points.")
 
 
-@click.command("eval", short_help="Score models and ONNX files on the evaluation images.")
+@click.command("eval", short_help="Score models and ONNX files on the evaluation samples.")
 @click.argument("models", type=_PATH, nargs=-1, required=True)
 @data_options(required=True)
 @model_options
 @recipe_options
 @click.option("--json", "as_json", is_flag=True, help="Print every score as JSON.")
 def eval_command(models: tuple[Path, ...], as_json: bool, **options: Any) -> None:
-    """Score MODELS on the evaluation images; later ones are also compared with the first.
+    """Score MODELS on the evaluation samples; later ones are also compared with the first.
 
     \b
     Example: tlc eval model.onnx int8.onnx --data photos/

@@ -167,6 +167,51 @@ _COLUMNS: tuple[Column, ...] = (
 """After the name; the original is compared with nothing."""
 
 
+_SCORES: tuple[tuple[str, str, Callable[[Accuracy], float | None]], ...] = (
+    ("top-1", "%", lambda scores: scores.top1),
+    ("top-5", "%", lambda scores: scores.top5),
+    ("precision", "macro, %", lambda scores: scores.macro_precision),
+    ("recall", "macro, %", lambda scores: scores.macro_recall),
+    ("F1", "macro, %", lambda scores: scores.macro_f1),
+    ("ROC-AUC", "macro, %", lambda scores: scores.roc_auc),
+    ("Matthews", "× 100", lambda scores: scores.matthews),
+    ("calibration error", "%", lambda scores: scores.calibration_error),
+    ("entity F1", "%", lambda scores: scores.entity_f1),
+    ("texts all right", "%", lambda scores: scores.exact_ratio),
+    ("answer F1", "words, %", lambda scores: scores.answer_f1),
+)
+
+
+def score_columns(report: Report) -> list[tuple[str, str, Callable[[Accuracy], float | None]]]:
+    """Return title, unit and value of the scores that are defined for the report's task."""
+    return [column for column in _SCORES if any(column[2](row.accuracy) is not None for row in report.measurements)]
+
+
+def input_words(report: Report) -> str:
+    """Return `input 3 × 32 × 32`, or `up to 64 tokens`."""
+    shape = report.model.input_shape
+    if report.data.lengths is not None:
+        return f"up to {shape[0]} tokens"
+    return f"input {' × '.join(map(str, shape))}"
+
+
+def length_words(report: Report) -> str:
+    """Return how long the evaluation texts are, and what was cut."""
+    lengths = report.data.lengths
+    if lengths is None:
+        return ""
+    cut = f"{plural(lengths.truncated, 'text')} of all were longer and cut" if lengths.truncated else "none was cut"
+    return (
+        f"Evaluation texts have {lengths.p50} tokens (median), {lengths.p99} (99th percentile), {lengths.longest} "
+        f"(longest); the limit is {lengths.limit}, and {cut}."
+    )
+
+
+def inputs_measured(report: Report) -> list[str]:
+    """Return the kinds of other inputs that latency was measured with."""
+    return list(report.measurements[0].p50_ms_by_input)
+
+
 def change_cell(row: Measurement) -> str:
     """Return the change of top-1 with its interval, or a dash for the original."""
     return points_interval(row.change.change_points) if row.change else "–"

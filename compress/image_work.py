@@ -41,6 +41,7 @@ _CHOICE_SAMPLES = 512
 _CHOICE_EVALUATIONS = 120
 _CHECK_SAMPLES = 64
 _BATCHNORM_BATCH = 256
+_RECOVERY_RATE = 0.01
 _BATCHNORM_BATCHES = 8
 
 
@@ -113,7 +114,10 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
         """Return `model` with `ratio` of its channels removed in equal steps, each followed by recovery training."""
         settings, seed = self.recipe.prune, self.recipe.seed
         training = self.recipe.train.model_copy(
-            update={"epochs": settings.recovery_epochs, "learning_rate": settings.recovery_learning_rate}
+            update={
+                "epochs": settings.recovery_epochs,
+                "learning_rate": settings.recovery_learning_rate or _RECOVERY_RATE,
+            }
         )
         scores: list[float] = []
         start = model
@@ -166,7 +170,7 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
         )
 
     def quantize(
-        self, float_onnx: Path, folder: Path, runner: Runner, emit: Emit
+        self, _network: Model, float_onnx: Path, folder: Path, runner: Runner, emit: Emit
     ) -> tuple[list[Quantized], dict[str, Any], str]:
         """Write the file with everything in INT8 and, where that misses the budget, one with layers left in float."""
         best, full = folder / "best.onnx", folder / "full.onnx"

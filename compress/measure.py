@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
 
-from tlc.calibration.metrics import agreement
 from tlc.compress.events import Emit, Progress
 from tlc.compress.runner import Runner
 from tlc.compress.work import Answers, Feeds, Work
@@ -19,6 +18,7 @@ from tlc.runtime.report import Agreement, Interval, Measurement
 from tlc.runtime.session import Session
 
 Precision = Literal["fp32", "fp16", "int8"]
+_FEWEST_ROUNDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,8 @@ class Candidate:
     name: str
     path: Path
     precision: Precision
+    plain: Path
+    """The float ONNX file of the same network, of ONNX's own operators alone: what it costs is counted there."""
     made_from: str | None
     """Name of the candidate that it was made from; None for the original."""
     checked: Agreement | None = None
@@ -61,8 +63,7 @@ def latencies(
 
 
 def _runner(session: Session, feeds: Sequence[Feeds]) -> Callable[[], object]:
-    names = [spec.name for spec in session.inputs]
-    turns = cycle([dict(zip(names, feed.values(), strict=True)) for feed in feeds])
+    turns = cycle([{spec.name: feed[spec.name] for spec in session.inputs} for feed in feeds])
     return lambda: session.run(next(turns))
 
 
@@ -97,11 +98,17 @@ def measure(
         accuracy = work.accuracy(answers[candidate.name], evaluation)
         emit(Progress("accuracy", position + 1, len(candidates), {"accuracy": accuracy}))
     files = {candidate.name: candidate.path for candidate in candidates}
-    measured = {} if runner.missing else latencies(files, work.timing_feeds(timing.block), runner, timing, emit)
+    measured: dict[str, Latency] = {}
+    others: dict[str, dict[str, Latency]] = {}
+    if not runner.missing:
+        measured = latencies(files, work.timing_feeds(timing.block), runner, timing, emit)
+        fewer = replace(timing, rounds=max(_FEWEST_ROUNDS, timing.rounds // 4))
+        for name, feeds in work.other_feeds(timing.block).items():
+            others[name] = latencies(files, feeds, runner, fewer, emit)
     original = candidates[0].name
     rows = []
     for candidate in candidates:
-        stats = graph_stats(candidate.path)
+        stats = graph_stats(candidate.plain, work.typical_sizes)
         own = answers[candidate.name]
         rows.append(
             Measurement(
@@ -115,7 +122,13 @@ def measure(
                 macs=stats.macs,
                 peak_memory_bytes=None
                 if runner.missing
-                else peak_memory_bytes(runner.deployed(candidate.path), runner.target, threads=runner.target.threads),
+                else peak_memory_bytes(
+                    runner.deployed(candidate.path),
+                    runner.target,
+                    threads=runner.target.threads,
+                    sizes=work.largest_sizes,
+                ),
+                p50_ms_by_input={name: found[candidate.name].p50_ms for name, found in others.items()},
                 latency=measured[candidate.name].record(
                     speedup(measured[original], measured[candidate.name], seed=timing.seed)
                 )
@@ -124,7 +137,7 @@ def measure(
                 layers=runner.layers(candidate.path),
                 accuracy=work.score(own, evaluation),
                 change=None if candidate.name == original else work.change(answers[original], own, evaluation),
-                agreement=candidate.checked or agreement(answers[str(candidate.made_from)], own),
+                agreement=candidate.checked or work.agreement(answers[str(candidate.made_from)], own, evaluation),
             )
         )
     disturbed = disturbance(measured) if measured else None

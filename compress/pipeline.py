@@ -46,6 +46,9 @@ class Version:
     name: str
     stage: StageResult
     onnx: Path
+    """Of ONNX's own operators alone: what other files are made from."""
+    deployed: Path
+    """With the operators of the target's runtime, where that has some of its own."""
     checked: Agreement
     arch: str | None
     """What `load_saved` needs besides the folder."""
@@ -97,13 +100,13 @@ class _Pipeline:
         pruned = self.pruned(original, student)
         versions = {version.name: version for version in (original, student, pruned)}
         candidates = [
-            Candidate(version.name, version.onnx, "fp32", before, version.checked)
+            Candidate(version.name, version.deployed, "fp32", version.onnx, before, version.checked)
             for before, version in zip([None, *versions], versions.values(), strict=False)
         ]
         if pruned != original:
             # The plain way out, beside which the work on the network has to show its worth.
             candidates += self.quantized(original, "original-int8")
-        candidates.append(Candidate("fp16", self.fp16(pruned), "fp16", pruned.name))
+        candidates.append(Candidate("fp16", self.fp16(pruned), "fp16", pruned.onnx, pruned.name))
         candidates += self.quantized(pruned, "int8")
         rows = self.measured([self.published(candidate) for candidate in candidates])
         if not leads():
@@ -203,13 +206,16 @@ class _Pipeline:
         }
 
         def make(folder: Path) -> dict[str, Any]:
-            files, found, summary = self.work.quantize(version.onnx, folder, self.runner, self.emit)
+            files, found, summary = self.work.quantize(
+                self._load(version), version.onnx, folder, self.runner, self.emit
+            )
             return {"files": {file.suffix: file.path.name for file in files}, "summary": summary, **found}
 
-        stage = self.run.stage(f"quantize-{version.name}", inputs, make)
+        resumable = self.work.trains_to_quantize
+        stage = self.run.stage(f"quantize-{version.name}", inputs, make, resumable=resumable)
         self._note(f"quantize {version.name}", "kept", stage.found["summary"], stage)
         return [
-            Candidate(f"{name}{suffix}", stage.path / file, "int8", version.name)
+            Candidate(f"{name}{suffix}", stage.path / file, "int8", version.onnx, version.name)
             for suffix, file in stage.found["files"].items()
         ]
 
@@ -279,7 +285,7 @@ class _Pipeline:
             chosen=chosen.name,
             max_drop_points=self.recipe.max_drop_points,
             budget_met=budget_met,
-            verdict=verdict(rows[0], chosen, rows[-1], self.recipe.max_drop_points),
+            verdict=verdict(rows[0], chosen, rows[-1], self.recipe.max_drop_points, self.work.noun),
             warnings=self._warnings(rows, chosen),
         )
         self._write_manifest(report, final)
@@ -299,12 +305,16 @@ class _Pipeline:
 
     def _exported(self, name: str, stage: StageResult, model: Network, arch: str | None = None) -> Version:
         def make(folder: Path) -> dict[str, Any]:
-            return {"agreement": self.work.export(model, folder / f"{name}.onnx").model_dump(mode="json")}
+            plain = folder / f"{name}.onnx"
+            agreement = self.work.export(model, plain)
+            fused = self.work.fused(plain, folder)
+            return {"agreement": agreement.model_dump(mode="json"), "deployed": fused.name}
 
-        inputs = {"network": stage.key, "opset": self.target.opset}
+        inputs = {"network": stage.key, "opset": self.target.opset, "runtime": self.target.runtime}
         exported = self.run.stage(f"export-{name}", inputs, make)
         checked = Agreement.model_validate(exported.found["agreement"])
-        return Version(name, stage, exported.path / f"{name}.onnx", checked, arch or _arch_needed(model))
+        plain, deployed = exported.path / f"{name}.onnx", exported.path / exported.found["deployed"]
+        return Version(name, stage, plain, deployed, checked, arch or _arch_needed(model))
 
     def _kept_if_it_pays(
         self, name: str, before: Version, after: Version, stage: StageResult, *, judged: bool
@@ -312,17 +322,17 @@ class _Pipeline:
         """Return `after` where it is measurably faster than `before` and, if `judged`, within the budget on holdout."""
 
         def make(_folder: Path) -> dict[str, Any]:
-            gain = is_faster(before.onnx, after.onnx, self.work, self.runner, self.timing, self.emit)
+            gain = is_faster(before.deployed, after.deployed, self.work, self.runner, self.timing, self.emit)
             holdout = self.work.data.holdout
             scores = [
-                self.work.accuracy(self.work.judged(version.onnx, self.runner, holdout), holdout)
+                self.work.accuracy(self.work.judged(version.deployed, self.runner, holdout), holdout)
                 for version in (before, after)
             ]
             return {"speedup": gain.model_dump(), "holdout_top1": scores}
 
         inputs = {
-            "before": sha256_file(before.onnx),
-            "after": sha256_file(after.onnx),
+            "before": sha256_file(before.deployed),
+            "after": sha256_file(after.deployed),
             "runtime": self.runner.runtime,
             **self._common,
         }
@@ -368,6 +378,8 @@ class _Pipeline:
             holdout_samples=len(splits.holdout),
             calibration_samples=min(self.recipe.quantize.samples, len(splits.fit)) if calibrated else 0,
             evaluation_samples=len(splits.evaluation),
+            unlabeled_samples=self.work.unlabeled_samples,
+            lengths=self.work.lengths,
             skipped_files=list(splits.skipped),
         )
 
@@ -380,7 +392,7 @@ class _Pipeline:
             )
         if self.plan.splits.skipped:
             warnings.append(f"{len(self.plan.splits.skipped)} unreadable {self.work.noun} were left out.")
-        smallest = min(score.support for score in rows[0].accuracy.per_class)
+        smallest = min((score.support for score in rows[0].accuracy.per_class), default=30)
         if smallest < 30:
             warnings.append(
                 f"The smallest class has {smallest} evaluation {self.work.noun}: per-class changes say little."

@@ -32,11 +32,15 @@ class ModelSection(_Section):
     """The model that comes in."""
 
     path: Path
-    """The fine-tuned model: .pt, .pth, .pt2, a tlc checkpoint or a Hugging Face folder."""
+    """The fine-tuned model: .pt, .pth, .pt2, .safetensors, a tlc checkpoint or a Hugging Face folder."""
     arch: str | None = None
     """What builds the network: torchvision:NAME, timm:NAME, FILE.py:FUNCTION or hf:DIR; not always needed."""
     num_classes: int | None = Field(None, ge=2)
     """Number of classes, where the weights do not tell."""
+    tokenizer: Path | None = None
+    """Folder of the text model's tokenizer.json, or that file; absent, the model's own folder."""
+    max_length: int | None = Field(None, ge=8)
+    """Most tokens of a text, special ones included; absent, what 99.9 % of the training texts fit in."""
     preprocess: PreprocessOptions = PreprocessOptions()
     """What to do to an image, where neither the file nor the architecture says."""
 
@@ -45,22 +49,32 @@ class DataSection(_Section):
     """The data to train, calibrate and evaluate on."""
 
     path: Path
-    """ImageFolder directory (train/ and val/, or one folder), a .zip or .tar of it, or .npz arrays."""
+    """Images: an ImageFolder directory (train/ and val/, or one folder), a .zip or .tar of it, or .npz arrays. Texts: a
+    CSV, TSV, JSONL or Parquet file, a folder of train, val and test files of these, or a folder per class."""
+    text_column: str | None = None
+    """Column of the texts, the words of token classification, or the questions; absent, found by its usual names."""
+    pair_column: str | None = None
+    """Column of the second text of a pair, or of the questions' contexts."""
+    label_column: str | None = None
+    """Column of the classes, the words' tags, or the answers."""
+    unlabeled: Path | None = None
+    """More texts, without labels, to distil on: a file of lines, or a table."""
     holdout_ratio: float = Field(HOLDOUT_RATIO, gt=0, le=0.5)
     """Share of train that is held out of training for early stopping and every choice: at least 200 images where train
     has them to spare, at most 2,500."""
     evaluation_ratio: float = Field(EVALUATION_RATIO, gt=0, le=0.5)
     """Share to evaluate on, when the data has no split of its own."""
     skip_bad: bool = False
-    """Leave unreadable images out instead of stopping; they are counted in the report."""
+    """Leave unreadable images, or broken rows of a table, out instead of stopping; they are counted in the report."""
 
 
 class DistillSection(LossSettings):
     """The student and what it learns from the teacher."""
 
     student: str = "auto"
-    """auto, none, depth:0.5 (blocks kept), depth:4,4,4 (kept per stage), width:0.75 (channels kept), both joined by
-    "+", or an architecture as for the model."""
+    """auto, none, depth:0.5 (blocks or layers kept), width:0.75 (channels kept), both joined by "+". Images also:
+    depth:4,4,4 (kept per stage), or an architecture as for the model. Texts also: depth:3 (layers), heads:0.5,
+    intermediate:0.5, embedding:128 (factorised), vocabulary:data (tokens that the data uses)."""
 
 
 class PruneSection(PruneSettings):
@@ -68,8 +82,8 @@ class PruneSection(PruneSettings):
 
     recovery_epochs: int = Field(3, ge=0)
     """Epochs of training after each pruning step."""
-    recovery_learning_rate: float = Field(0.01, gt=0)
-    """Peak learning rate of that training."""
+    recovery_learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of that training: 0.01 for images, 0.00005 for texts."""
 
 
 class MeasureSection(_Section):
@@ -110,9 +124,9 @@ def read_recipe(path: Path | None, overrides: Mapping[str, object]) -> Recipe:
     """
     values: dict[str, Any] = {} if path is None else _read_toml(path)
     if path is not None:
-        for section in ("model", "data"):
-            if isinstance(values.get(section), dict) and "path" in values[section]:
-                values[section]["path"] = path.parent / values[section]["path"]
+        for section, key in (("model", "path"), ("model", "tokenizer"), ("data", "path"), ("data", "unlabeled")):
+            if isinstance(values.get(section), dict) and key in values[section]:
+                values[section][key] = path.parent / values[section][key]
     for key, value in overrides.items():
         _put(values, key.split("."), value)
     try:

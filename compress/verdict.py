@@ -14,8 +14,10 @@ def choose(rows: list[Measurement], max_drop_points: float) -> tuple[Measurement
     return fastest if rows[0].latency else within[-1], rows[-1] in within
 
 
-def verdict(original: Measurement, chosen: Measurement, final: Measurement, max_drop_points: float) -> str:
-    """Return one sentence: what ships, what was gained and lost, and how sure that is."""
+def verdict(
+    original: Measurement, chosen: Measurement, final: Measurement, max_drop_points: float, noun: str = "images"
+) -> str:
+    """Return one sentence: what ships, what was gained and lost, and how sure that is; `noun` is for samples."""
     if chosen.change is None:
         speed = f" at {final.latency.speedup.estimate:.2f}x its speed" if final.latency else ""
         lost = -final.change.change_points.estimate if final.change else 0.0
@@ -27,7 +29,7 @@ def verdict(original: Measurement, chosen: Measurement, final: Measurement, max_
     sentence = (
         f"{chosen.name} {_gained(original, chosen)}, at {100 * chosen.accuracy.top1:.2f} % top-1: "
         f"{change.estimate:+.2f} points [{change.low:+.2f}, {change.high:+.2f}] "
-        f"on {chosen.accuracy.samples} images, {max_drop_points:g} allowed"
+        f"on {chosen.accuracy.samples} {noun}, {max_drop_points:g} allowed"
     )
     if chosen.name != final.name and final.change is not None:
         sentence += f"; {final.name} was left out ({_left_out(final.change, chosen, final, max_drop_points)})"

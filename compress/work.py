@@ -9,18 +9,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from tlc.calibration.metrics import accuracy_change, score
+from tlc.calibration.metrics import accuracy_change, agreement, score
 from tlc.compress.events import Emit, Progress
 from tlc.compress.recipe import Recipe
 from tlc.compress.runner import Runner
 from tlc.export.fp16 import Fp16Record
-from tlc.runtime.report import Accuracy, AccuracyChange, Agreement
+from tlc.runtime.report import Accuracy, AccuracyChange, Agreement, TextLengths
 from tlc.runtime.session import Session
 from tlc.runtime.target import Target
 
@@ -62,8 +62,10 @@ class Quantized:
 class Work(ABC, Generic[M, F, P]):
     """What the stages do with one kind of network and data."""
 
-    noun: ClassVar[str]
-    """What samples are called in sentences: "images", "texts"."""
+    noun: ClassVar[Literal["images", "texts"]]
+    """What samples are called in sentences."""
+    trains_to_quantize: ClassVar[bool] = False
+    """Whether `quantize` trains, and goes on from what it had written before a kill."""
     network_files: ClassVar[tuple[str, ...]] = ("model.json", "model.safetensors")
     """What `save` writes."""
 
@@ -94,15 +96,19 @@ class Work(ABC, Generic[M, F, P]):
     def export(self, model: M, path: Path) -> Agreement:
         """Write the network as float32 ONNX for the target; return how far it is from torch on real samples."""
 
+    def fused(self, float_onnx: Path, _folder: Path) -> Path:
+        """Return the float file as it is deployed: with the operators that the target's runtime alone has."""
+        return float_onnx
+
     @abstractmethod
     def fp16(self, float_onnx: Path, out: Path) -> Fp16Record:
         """Write the float16 file; what leaves float16's range on training samples stays in float32."""
 
     @abstractmethod
     def quantize(
-        self, float_onnx: Path, folder: Path, runner: Runner, emit: Emit
+        self, network: M, float_onnx: Path, folder: Path, runner: Runner, emit: Emit
     ) -> tuple[list[Quantized], dict[str, Any], str]:
-        """Write the INT8 files of `float_onnx` into `folder`, the preferred one first.
+        """Write the INT8 files of `float_onnx`, which was made from `network`, into `folder`, the preferred one first.
 
         Return them with what was found, and a sentence about it.
         """
@@ -118,6 +124,30 @@ class Work(ABC, Generic[M, F, P]):
     @abstractmethod
     def timing_feeds(self, count: int) -> list[Feeds]:
         """Return the inputs that latency is measured with, batch 1: as real samples are."""
+
+    def other_feeds(self, _count: int) -> dict[str, list[Feeds]]:
+        """Return inputs of other kinds to measure latency with besides, by name."""
+        return {}
+
+    @property
+    def unlabeled_samples(self) -> int:
+        """Number of samples without labels that are distilled on as well."""
+        return 0
+
+    @property
+    def lengths(self) -> TextLengths | None:
+        """How long the texts are."""
+        return None
+
+    @property
+    def typical_sizes(self) -> dict[str, int]:
+        """How long the open dimensions of an ordinary sample are, by name."""
+        return {}
+
+    @property
+    def largest_sizes(self) -> dict[str, int]:
+        """How long the open dimensions of the largest sample are, by name."""
+        return {}
 
     @abstractmethod
     def write_metadata(self, source: Path, path: Path) -> None:
@@ -135,6 +165,10 @@ class Work(ABC, Generic[M, F, P]):
     def score(self, answers: Answers, part: P) -> Accuracy:
         """Return all scores."""
         return score(answers, self.labels(part), self.classes)
+
+    def agreement(self, reference: Answers, candidate: Answers, _part: P) -> Agreement:
+        """Return how far the candidate's answers are from the reference's."""
+        return agreement(reference, candidate)
 
     def change(self, before: Answers, after: Answers, part: P) -> AccuracyChange:
         """Return the paired change."""

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from tlc.runtime.session import zero_feeds
 from tlc.runtime.tensor import TensorSpec
 
 _COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 Shapes = Mapping[str, tuple[int, ...]]
+Sizes = Mapping[str, int]
 
 _WEIGHT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT8, TensorProto.UINT8)
 
@@ -35,14 +36,17 @@ class GraphStats:
     outputs: tuple[TensorSpec, ...]
 
 
-def graph_stats(path: Path) -> GraphStats:
-    """Read the file, run it once on zeros at batch 1 for the shapes, and count."""
+def graph_stats(path: Path, sizes: Sizes | None = None) -> GraphStats:
+    """Read the file, run it once on zeros at batch 1 for the shapes, and count.
+
+    `sizes` says how long open dimensions are, by name; 1 if it does not.
+    """
     model = onnx.load(path)
     specs = [tuple(_spec(value) for value in values) for values in (model.graph.input, model.graph.output)]
     ops = Counter(node.op_type for node in model.graph.node).most_common()
     return GraphStats(
         parameters=_parameters(model.graph),
-        macs=_macs(model),
+        macs=_macs(model, sizes or {}),
         ops=dict(sorted(ops, key=lambda entry: (-entry[1], entry[0]))),
         inputs=specs[0],
         outputs=specs[1],
@@ -59,9 +63,9 @@ def _parameters(graph: onnx.GraphProto) -> int:
     return sum(math.prod(tensor.dims) for tensor in (*tensors, *constants) if tensor.data_type in _WEIGHT_TYPES)
 
 
-def _macs(model: onnx.ModelProto) -> int:
+def _macs(model: onnx.ModelProto, sizes: Sizes) -> int:
     nodes = [node for node in model.graph.node if node.op_type in _COUNTED]
-    shapes = shapes_at_batch_one(model, {name for node in nodes for name in (*node.input[:2], node.output[0])})
+    shapes = shapes_at_batch_one(model, {name for node in nodes for name in (*node.input[:2], node.output[0])}, sizes)
     return sum(_node_macs(node, shapes) for node in nodes)
 
 
@@ -76,14 +80,16 @@ def _node_macs(node: onnx.NodeProto, shapes: Shapes) -> int:
     return math.prod(out) * left[-2 if transposed else -1]
 
 
-def shapes_at_batch_one(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the named tensors, from one run on zeros with symbolic dimensions at 1.
+def shapes_at_batch_one(
+    model: onnx.ModelProto, names: Iterable[str], sizes: Sizes | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the named tensors, from one run on zeros with open dimensions as `sizes` says, else at 1.
 
     Shape inference gives up behind reshapes that compute with the batch size, as Swin's windows do.
     """
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     inputs = [_spec(value) for value in model.graph.input]
-    shapes |= {spec.name: tuple(size if isinstance(size, int) else 1 for size in spec.shape) for spec in inputs}
+    shapes |= {name: zeros.shape for name, zeros in zero_feeds(inputs, sizes).items()}
     wanted = sorted(set(names) - shapes.keys())
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
@@ -93,8 +99,7 @@ def shapes_at_batch_one(model: onnx.ModelProto, names: Iterable[str]) -> dict[st
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     session: Any = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    feeds = {spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in inputs}
-    found = session.run(wanted, feeds) if wanted else []
+    found = session.run(wanted, zero_feeds(inputs, sizes)) if wanted else []
     return shapes | {name: value.shape for name, value in zip(wanted, found, strict=True)}
 
 

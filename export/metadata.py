@@ -2,29 +2,34 @@
 
 import json
 from pathlib import Path
+from typing import TypeAlias
 
 import onnx
 
 from tlc.calibration.preprocess import Preprocess
+from tlc.calibration.token_set import TextInput
 from tlc.runtime.artifact import write_bytes
 from tlc.runtime.errors import TlcError
 
 _PREPROCESS = "tlc.preprocess"
+_TEXT = "tlc.text"
 _CLASSES = "tlc.classes"
 
+Fed: TypeAlias = Preprocess | TextInput
+"""What a sample goes through before the network."""
 
-def write_metadata(source: Path, path: Path, preprocess: Preprocess, classes: tuple[str, ...]) -> None:
-    """Write `source` to `path` with its preprocessing and class names as ONNX metadata; the same bytes every time."""
+
+def write_metadata(source: Path, path: Path, fed: Fed, classes: tuple[str, ...]) -> None:
+    """Write `source` to `path` with what feeds it and its class names as ONNX metadata; the same bytes every time."""
     model = onnx.load(source)
     del model.metadata_props[:]
-    onnx.helper.set_model_props(
-        model, {_CLASSES: json.dumps(classes, ensure_ascii=False), _PREPROCESS: preprocess.model_dump_json()}
-    )
+    key = _TEXT if isinstance(fed, TextInput) else _PREPROCESS
+    onnx.helper.set_model_props(model, {_CLASSES: json.dumps(classes, ensure_ascii=False), key: fed.model_dump_json()})
     write_bytes(path, model.SerializeToString(deterministic=True))
 
 
-def read_metadata(path: Path) -> tuple[Preprocess | None, tuple[str, ...]]:
-    """Return the preprocessing and class names that `write_metadata` wrote; None and () for another tool's file.
+def read_metadata(path: Path) -> tuple[Fed | None, tuple[str, ...]]:
+    """Return what feeds the file and its class names, as `write_metadata` wrote them; None and () if it did not.
 
     Raises:
         TlcError: the file is not ONNX.
@@ -35,5 +40,7 @@ def read_metadata(path: Path) -> tuple[Preprocess | None, tuple[str, ...]]:
     except Exception as error:  # protobuf's own errors differ between its backends
         raise TlcError(f"{path} is not an ONNX file.", hint="Give a file that an exporter wrote.") from error
     props = {prop.key: prop.value for prop in model.metadata_props}
-    recorded = props.get(_PREPROCESS)
-    return Preprocess.model_validate_json(recorded) if recorded else None, tuple(json.loads(props.get(_CLASSES, "[]")))
+    classes = tuple(json.loads(props.get(_CLASSES, "[]")))
+    if _TEXT in props:
+        return TextInput.model_validate_json(props[_TEXT]), classes
+    return Preprocess.model_validate_json(props[_PREPROCESS]) if _PREPROCESS in props else None, classes

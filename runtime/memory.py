@@ -11,7 +11,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tlc.runtime.errors import TlcError
@@ -23,15 +23,24 @@ _MODULE = "tlc.runtime.memory"  # not __name__, which is __main__ in the child
 _STATUS = Path("/proc/self/status")
 
 
-def peak_memory_bytes(model: Path, target: Target | None = None, *, threads: int = 1, runs: int = 5) -> int:
+def peak_memory_bytes(
+    model: Path,
+    target: Target | None = None,
+    *,
+    threads: int = 1,
+    runs: int = 5,
+    sizes: Mapping[str, int] | None = None,
+) -> int:
     """Return the peak resident memory that loading `model` and running it `runs` times adds to an empty process.
 
     The process is fresh, has imported the runtime (the target's, or ONNX Runtime), and runs a batch of one, zeros of
-    each input's dtype. The peak includes what loading needs for a moment, and the pages of the runtime's library that
+    each input's dtype; `sizes` says how long its other open dimensions are, 1 if it does not. The peak includes what loading needs for a moment, and the pages of the runtime's library that
     only a session touches; it does not include memory of a GPU of its own.
     Raises TlcError with the child's message when the model cannot be loaded or run, and when the system killed it.
     """
     command = [sys.executable, "-m", _MODULE, str(model.absolute()), "--threads", str(threads), "--runs", str(runs)]
+    if sizes:
+        command += ["--sizes", json.dumps(dict(sizes))]
     if target is not None:
         command += ["--target", target.model_dump_json()]
     # Safe path: a file in the working directory must not stand in for a module (Python 3.11 and later).
@@ -76,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--sizes", type=json.loads, default={})
     parser.add_argument("--target", type=Target.model_validate_json)
     options = parser.parse_args(arguments)
     answer: dict[str, int | str]
@@ -83,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import_runtime(options.model, options.target)
         answer = {"empty_bytes": own_peak_bytes()}
         with open_session(options.model, options.target, threads=options.threads) as session:
-            feeds = zero_feeds(session.inputs)
+            feeds = zero_feeds(session.inputs, options.sizes)
             for _ in range(options.runs):
                 session.run(feeds)
         answer["peak_bytes"] = own_peak_bytes()

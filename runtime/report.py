@@ -24,7 +24,10 @@ class Interval(_Record):
 
 
 class LatencyRecord(_Record):
-    """Latency of batch-1 inference. `samples_ms` holds every sample in the order of measuring."""
+    """Latency of batch-1 inference. `samples_ms` holds every sample in the order of measuring.
+
+    Of texts, the inputs are as long as the quantiles of the evaluation texts' lengths, in turns.
+    """
 
     samples_ms: list[float]
     p50_ms: float
@@ -49,21 +52,45 @@ class ClassScore(_Record):
 
 
 class Accuracy(_Record):
-    """Classification scores over one labelled split."""
+    """Scores over one labelled split. A sample is an image or a text, a word for token classification, or a question."""
 
     samples: int
     correct: int
     top1: float
+    """Share of right answers; of questions, of those answered exactly."""
     top5: float | None
     """None below six classes, where it says nothing."""
-    macro_precision: float
-    macro_recall: float
-    macro_f1: float
+    macro_precision: float | None
+    macro_recall: float | None
+    macro_f1: float | None
+    """None, like the two before it, for question answering."""
     roc_auc: float | None
     """One-vs-rest macro average (binary: of class 1); None when a class is absent from the split."""
+    matthews: float | None
+    """Matthews correlation coefficient, -1 to 1; None where there are no classes."""
+    calibration_error: float | None
+    """Expected calibration error of the softmax, 15 bins of equal width (Guo et al. 2017, arXiv 1706.04599); None where
+    there are no classes."""
+    answer_f1: float | None
+    """Mean F1 of the words of answer and truth, for question answering (SQuAD, arXiv 1606.05250); else None."""
+    entity_f1: float | None
+    """F1 of whole entities, for token classification with tags as CoNLL's; else None."""
+    exact_ratio: float | None
+    """Share of texts of which every word has the right class, for token classification; else None."""
     per_class: list[ClassScore]
     confusion: list[list[int]]
     """confusion[t][p]: samples of true class t predicted as p."""
+
+
+class TextLengths(_Record):
+    """Lengths of the evaluation texts, in tokens with the special ones, and where they are cut."""
+
+    p50: int
+    p99: int
+    longest: int
+    limit: int
+    truncated: int
+    """Texts over the limit, in all parts of the data."""
 
 
 class ClassChange(_Record):
@@ -126,10 +153,13 @@ class Measurement(_Record):
     size_bytes: int
     parameters: int
     macs: int
-    """Multiply-accumulate operations for one sample."""
+    """Multiply-accumulate operations for one sample; of texts, for one of median length."""
     peak_memory_bytes: int | None
     """Peak resident memory of a fresh process that loads the file and runs it, over that of the empty process. None
     where the target's runtime is not here."""
+    p50_ms_by_input: dict[str, float]
+    """For texts, p50 of inputs other than of their own lengths: `long` (as long as the 99th percentile), `bucketed`
+    (padded to the next multiple of 32 tokens), `padded` (to the limit). Empty for images, and without a latency."""
     latency: LatencyRecord | None
     """None where the target's runtime is not here: another one's would say nothing about it."""
     layers: LayerPrecisions | None
@@ -165,6 +195,10 @@ class DataRecord(_Record):
     """Held out of train: early stopping, and every choice that the pipeline makes."""
     calibration_samples: int
     evaluation_samples: int
+    unlabeled_samples: int
+    """Texts without labels that were distilled on as well."""
+    lengths: TextLengths | None
+    """None for images."""
     skipped_files: list[str]
 
 
@@ -175,7 +209,7 @@ class ModelRecord(_Record):
     sha256: str
     arch: str
     input_shape: list[int]
-    """(C, H, W)"""
+    """(C, H, W) of an image; (T,), the most tokens of a text."""
 
 
 class Report(_Record):

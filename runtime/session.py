@@ -164,10 +164,13 @@ def check_feeds(
             )
 
 
-def zero_feeds(inputs: Sequence[TensorSpec]) -> dict[str, NDArray[Any]]:
-    """Return zeros for every input, with 1 for each symbolic dimension: a batch of one."""
+def zero_feeds(inputs: Sequence[TensorSpec], sizes: Mapping[str, int] | None = None) -> dict[str, NDArray[Any]]:
+    """Return zeros for every input: a batch of one, with 1 for each symbolic dimension that `sizes` does not name."""
+    known = sizes or {}
     return {
-        spec.name: np.zeros([dim if isinstance(dim, int) else 1 for dim in spec.shape], np.dtype(spec.dtype))
+        spec.name: np.zeros(
+            [dim if isinstance(dim, int) else known.get(dim, 1) for dim in spec.shape], np.dtype(spec.dtype)
+        )
         for spec in inputs
     }
 

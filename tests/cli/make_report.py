@@ -80,6 +80,7 @@ def make_report(
                 parameters=parameters,
                 macs=macs,
                 peak_memory_bytes=None if not_measured else size_bytes * 2 + 9_000_000,
+                p50_ms_by_input={},
                 latency=None if not_measured else _latency(times["original"], times[name], first),
                 layers=LayerPrecisions(
                     layers={"int8": 40, "fp32": 3}, time_ratios={"int8": 0.93, "fp32": 0.07}, reformats=2
@@ -112,6 +113,8 @@ def make_report(
             holdout_samples=2_500,
             calibration_samples=512,
             evaluation_samples=samples,
+            unlabeled_samples=0,
+            lengths=None,
             skipped_files=["train/cat/broken.png"],
         ),
         target="jetson-orin" if not_measured else "cpu-x86",
@@ -177,6 +180,11 @@ def _accuracy(labels: Ints, predicted: Ints, names: list[str], roc_auc: bool) ->
         macro_recall=float(recall.mean()),
         macro_f1=float(f1.mean()),
         roc_auc=0.9931 if roc_auc else None,
+        matthews=float(hits.sum() / len(labels)) - 0.02,
+        calibration_error=0.031,
+        answer_f1=None,
+        entity_f1=None,
+        exact_ratio=None,
         per_class=[
             ClassScore(name=n, support=int(s), precision=float(p), recall=float(r), f1=float(f))
             for n, s, p, r, f in zip(names, support, precision, recall, f1, strict=True)

@@ -220,6 +220,7 @@ def _row(name: str, p50_ms: float, correct: int) -> Measurement:
         parameters=1,
         macs=1,
         peak_memory_bytes=1,
+        p50_ms_by_input={},
         layers=None,
         latency=LatencyRecord(
             samples_ms=[p50_ms], p50_ms=p50_ms, p90_ms=p50_ms, p99_ms=p50_ms, mean_ms=p50_ms, min_ms=p50_ms,
