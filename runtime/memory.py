@@ -34,8 +34,9 @@ def peak_memory_bytes(
     """Return the peak resident memory that loading `model` and running it `runs` times adds to an empty process.
 
     The process is fresh, has imported the runtime (the target's, or ONNX Runtime), and runs a batch of one, zeros of
-    each input's dtype; `sizes` says how long its other open dimensions are, 1 if it does not. The peak includes what loading needs for a moment, and the pages of the runtime's library that
-    only a session touches; it does not include memory of a GPU of its own.
+    each input's dtype; `sizes` says how long its other open dimensions are, 1 if it does not. The peak includes what
+    loading needs for a moment, and the pages of the runtime's library that only a session touches; it does not include
+    memory of a GPU of its own.
     Raises TlcError with the child's message when the model cannot be loaded or run, and when the system killed it.
     """
     command = [sys.executable, "-m", _MODULE, str(model.absolute()), "--threads", str(threads), "--runs", str(runs)]

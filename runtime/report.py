@@ -52,7 +52,7 @@ class ClassScore(_Record):
 
 
 class Accuracy(_Record):
-    """Scores over one labelled split. A sample is an image or a text, a word for token classification, or a question."""
+    """Scores over one labelled split. A sample is an image, a text, a question, or a word that is classified."""
 
     samples: int
     correct: int
