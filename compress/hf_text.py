@@ -8,10 +8,8 @@ from pydantic import JsonValue
 from torch import nn
 
 from tlc.calibration.texts import Task
+from tlc.compress.text_layers import FAMILIES
 from tlc.runtime.errors import TlcError
-
-FAMILIES = ("bert", "distilbert", "roberta", "electra", "albert", "deberta", "deberta-v2", "modernbert")
-"""transformers' model_type of each; MiniLM is a bert, DeBERTa-v3 a deberta-v2."""
 
 _HEADS: Mapping[str, Task] = {
     "ForSequenceClassification": "sequence-classification",

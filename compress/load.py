@@ -130,10 +130,13 @@ def _open_folder(folder: Path, arch: str | None, num_classes: int | None) -> Ope
 
 
 def _unnamed(checkpoint: Checkpoint) -> TlcError:
-    close = suggest({key: tuple(value.shape) for key, value in checkpoint.state.items()})
     holds = (
         f"{checkpoint.path} holds weights only ({checkpoint.format}): {len(checkpoint.state)} tensors, no architecture"
     )
+    if any(key.endswith(("word_embeddings.weight", "tok_embeddings.weight")) for key in checkpoint.state):
+        hint = "Pass --arch hf:DIR, the folder that holds the model's config.json and tokenizer.json."
+        return TlcError(f"{holds}; its keys are those of a text model", hint=hint)
+    close = suggest({key: tuple(value.shape) for key, value in checkpoint.state.items()})
     if close:
         choice = f"; pass --arch {close[0]}" + (f" (or {', '.join(close[1:3])})" if len(close) > 1 else "")
         return TlcError(f"{holds}; the keys fit {close[0]}", hint=f"The keys fit {close[0]}{choice}.")

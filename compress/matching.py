@@ -59,7 +59,11 @@ def match(arch: Architecture, checkpoint: Checkpoint, num_classes: int | None = 
     if arch.kind == "torchvision" and arch.name in ("googlenet", "inception_v3"):
         arch, state = _without_auxiliary(arch, state, notes)
     wanted = built_shapes(arch)
-    state = _renamed(state, wanted, notes)
+    if arch.kind == "hf":  # files hold the keys of transformers, without the wrapper's
+        bare_wanted = {key.removeprefix("model."): shape for key, shape in wanted.items()}
+        state = {f"model.{key}": value for key, value in _renamed(state, bare_wanted, notes).items()}
+    else:
+        state = _renamed(state, wanted, notes)
     if arch.kind == "hf" and set(state) != set(wanted):
         state = _without_unused(arch, state, wanted, notes)
         if set(state) != set(wanted):
@@ -182,8 +186,10 @@ def _check(arch: Architecture, found: Shapes, wanted: Shapes, checkpoint: Checkp
     if other:
         pairs = ", ".join(f"{key} {_shape(found[key])} instead of {_shape(wanted[key])}" for key in other[:3])
         lines.append(f"  {len(other)} have other shapes: {pairs}" + (", ..." if len(other) > 3 else ""))
-    close = suggest(found)
+    close = suggest(found) if arch.kind != "hf" else ()
     hint = f"The keys fit {close[0]}; pass --arch {close[0]}." if close else "Pass the --arch that made these weights."
+    if arch.kind == "hf":
+        hint = "Give the weights and the config.json that were saved together."
     raise TlcError("\n".join(lines), hint=hint)
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tlc.calibration.tokens import load_tokenizer
 from tlc.compress.hf import read_json, transformers
 from tlc.runtime.errors import TlcError
 
@@ -49,15 +50,9 @@ def _read(file: Path) -> str:
 def parse_tokenizer(content: str, source: Path) -> Any:
     """Return the `tokenizers.Tokenizer` in the content of a tokenizer.json; TlcError naming `source` if it is none."""
     try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise TlcError("texts need tokenizers, which is not installed", hint="Run: pip install 'tlc[text]'") from error
-    try:
-        return Tokenizer.from_str(content)
-    except Exception as error:  # the library raises nothing narrower
-        raise TlcError(
-            f"{source} is no tokenizer.json that tokenizers can read: {error}", hint="Copy or download it again."
-        ) from error
+        return load_tokenizer(content)
+    except TlcError as error:
+        raise TlcError(f"{source}: {error.message}", hint=error.hint) from error
 
 
 def _converted(folder: Path) -> str:
