@@ -29,7 +29,7 @@ def read_samples(path: Path, task: Task, columns: Columns) -> dict[str, RawTexts
         )
     archive = open_archive(path)
     root = tree(archive)
-    while len(root.folders) == 1 and not root.files:
+    while len(root.folders) == 1 and not _tables(root):  # Beside it may lie a README.
         only = next(iter(root.folders.values()))
         if not only.folders and not _tables(only):
             break

@@ -58,7 +58,9 @@ def mask_token_id(tokenizer_json: str) -> int:
         found = tokenizer.token_to_id(token)
         if found is not None:
             return int(found)
-    raise TlcError("the tokenizer has no token [MASK] or <mask>", hint="Train without masking of tokens.")
+    raise TlcError(
+        "the tokenizer has no token [MASK] or <mask>", hint="Give the tokenizer.json of the model that was fine-tuned."
+    )
 
 
 def token_lengths(texts: TextSet, tokenizer_json: str) -> Ints:

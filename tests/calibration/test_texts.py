@@ -105,6 +105,7 @@ def test_three_files_are_the_three_splits_and_those_of_train_may_be_shards(tmp_p
     write_csv(inside / "train-00001-of-00002.csv", ROWS[20:40])
     write_csv(inside / "dev.csv", ROWS[40:50])
     write_csv(inside / "test.csv", ROWS[50:])
+    (tmp_path / "README.md").write_text("As hubs lay data sets out.", encoding="utf-8")
     splits = sentences(tmp_path)
     assert splits.fit.texts == tuple(text for text, _ in ROWS[:40])
     assert splits.holdout.texts == tuple(text for text, _ in ROWS[40:50])
@@ -262,7 +263,7 @@ def test_lines_of_json_that_cannot_be_used_are_named(tmp_path: Path, line: bytes
         ("r.csv", b"text,text\na,b\n", "the first row names column 'text' twice"),
         ("r.csv", b"text;label\na;b\n", "the first row 'text;label' has no ',' but ';'"),
         ("r.csv", "text,label\na,b\n".encode("utf-16"), "encoded as UTF-16"),
-        ("r.csv", b"te\xfft,label\na,b\n", "not a row of column names in UTF-8"),
+        ("r.csv", b"\xfftext,label\na,b\n", "not a row of column names in UTF-8"),
         ("r.csv", b"body,label\na,b\n", "no column called text or sentence or review .*; it has body, label"),
         ("r.csv", b"text,verdict\na,b\n", "no column called label or labels or .*; it has text, verdict"),
         ("r.csv", b"text,label\na,-1\nb,-1\n", "every label is -1, which stands for an unknown one"),
