@@ -13,6 +13,7 @@ from tlc.calibration.cache import Pixels, prepare
 from tlc.calibration.calibration_set import balanced_indices
 from tlc.calibration.data import Splits
 from tlc.calibration.metrics import accuracy_change, predict, score
+from tlc.calibration.token_set import TextInput
 from tlc.compress.inputs import resolve_preprocess
 from tlc.compress.plan import read_splits
 from tlc.compress.recipe import Recipe
@@ -22,6 +23,7 @@ from tlc.export.fidelity import measured_ranges, output_sqnr_db
 from tlc.export.metadata import read_metadata
 from tlc.export.repair import Repaired, repair
 from tlc.runtime.artifact import write_bytes
+from tlc.runtime.errors import TlcError
 from tlc.runtime.report import Accuracy, AccuracyChange
 from tlc.runtime.session import OrtSession
 from tlc.runtime.target import Target
@@ -120,6 +122,11 @@ def _images(recipe: Recipe, files: Sequence[Path], model: onnx.ModelProto) -> tu
     recorded = [read_metadata(file) for file in files]
     known = next((fed for fed, _ in recorded if fed is not None), None)
     classes = next((names for _, names in recorded if names), ())
+    if isinstance(known, TextInput):
+        raise TlcError(
+            f"{files[0]} takes texts, and outputs are compared on images only",
+            hint="Leave --data out here, and score both files: tlc eval A.onnx B.onnx --data FILE.",
+        )
     fed = resolve_preprocess(known, None, recipe.model.preprocess, splits.image_size)
     splits = _labelled(splits, model, classes)
     calibration = splits.fit.subset(

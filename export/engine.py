@@ -159,6 +159,11 @@ def _check_data(facts: OnnxFacts, options: BuildOptions) -> None:
             f"--data, and {facts.path} does not record its preprocessing and classes",
             hint="Build a file that tlc wrote, or leave --data out.",
         )
+    if options.data is not None and facts.longest_text is not None:
+        raise UsageError(
+            f"--data, and {facts.path} takes texts: engines are scored on images only while they are built",
+            hint="Leave --data out, and score the plan: tlc eval model.plan --data FILE.",
+        )
 
 
 def _builder(options: BuildOptions) -> Builder:

@@ -13,6 +13,8 @@ from tlc.runtime.plan import EnginePrecision, EngineRecord, ProfileShapes, versi
 from tlc.runtime.target import Target, TensorRT
 
 _DLA_MAX_BATCH, _DLA_MAX_DIM = 4096, 8192
+_ORDINARY_TEXT = 32
+"""Tokens that an engine for texts is tuned for."""
 _OF_A_BUILD = {
     "precision": "--precision", "batch": "--batch", "shapes": "a shape", "workspace_bytes": "--workspace",
     "builder_level": "--level", "timing_cache": "--timing-cache", "version_compatible": "--version-compatible",
@@ -161,7 +163,7 @@ def check_refit(facts: OnnxFacts, plan: Path, record: EngineRecord, target: Targ
 def profile_shapes(facts: OnnxFacts, options: BuildOptions) -> dict[str, ProfileShapes]:
     """Return smallest, best and largest shape of every input.
 
-    An open first dimension is the batch. Raises UsageError for other open dimensions without shapes, for shapes of
+    An open first dimension is the batch; an open length of texts goes from 2 tokens to the recorded limit. Raises UsageError for other open dimensions without shapes, for shapes of
     unknown inputs, and for those that contradict the file or themselves.
     """
     names = [spec.name for spec in facts.inputs]
@@ -172,6 +174,9 @@ def profile_shapes(facts: OnnxFacts, options: BuildOptions) -> dict[str, Profile
         given = options.shapes.get(spec.name)
         if given is None:
             dims = [options.batch if i == 0 and isinstance(dim, str) else dim for i, dim in enumerate(spec.shape)]
+            if facts.longest_text is not None and len(dims) == 2 and isinstance(dims[1], str):
+                shapes[spec.name] = _text_shapes(int(dims[0]), facts.longest_text)
+                continue
             if still := [str(dim) for dim in dims if isinstance(dim, str)]:
                 raise UsageError(
                     f"input {spec.name} of {facts.path} leaves {', '.join(still)} open, and a profile needs sizes",
@@ -188,6 +193,11 @@ def profile_shapes(facts: OnnxFacts, options: BuildOptions) -> dict[str, Profile
             _check_shapes(facts.path, spec.name, spec.shape, given)
         shapes[spec.name] = given
     return shapes
+
+
+def _text_shapes(batch: int, longest: int) -> ProfileShapes:
+    ordinary = min(_ORDINARY_TEXT, longest)
+    return ProfileShapes(min=[batch, 2], opt=[batch, ordinary], max=[batch, longest])
 
 
 def _check_shapes(path: Path, name: str, shape: tuple[int | str, ...], given: ProfileShapes) -> None:

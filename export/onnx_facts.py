@@ -34,6 +34,8 @@ class OnnxFacts:
     """In the file's order, which is the parser's numbering; "" where a node has none."""
     has_float16: bool
     """Whether constants are float16, as in a file that was converted."""
+    longest_text: int | None
+    """Most tokens of a text, where the file takes texts and says so."""
     preprocess: str | None
     classes: tuple[str, ...]
 
@@ -71,6 +73,7 @@ def read_onnx_facts(path: Path) -> OnnxFacts:
         node_names=tuple(names),
         has_float16=has_float16,
         preprocess=metadata.get("tlc.preprocess"),
+        longest_text=json.loads(metadata.get("tlc.preprocess", "{}")).get("max_length"),
         classes=tuple(json.loads(metadata.get("tlc.classes", "[]"))),
     )
 
