@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Callable
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from tlc.compress.losses import attention_transfer, decoupled_kd, hint, relation
 from tlc.compress.model import Model
 from tlc.compress.objective import Batch, HeldOutSamples, Inputs, Kind, cross_entropy, share_right
 from tlc.compress.train import Fitted, TrainSettings, fit
+from tlc.runtime.artifact import sha256_json
 from tlc.runtime.errors import TlcError
 
 _TEACHER_BATCH = 512
@@ -68,14 +70,12 @@ class ResolvedLossSettings(LossSettings):
     feature: Literal["none", "hint", "attention", "relation"]
 
 
-class TeacherLogits:
-    """The teacher's logits for each augmented pass, computed once and kept in `folder` as `view-NNN.npy`."""
+class CachedLogits:
+    """Logits for each augmented pass, computed once and kept in `folder` as `view-NNN.npy`."""
 
-    def __init__(
-        self, teacher: nn.Module, pixels: Pixels, augment: Augment, *, seed: int, bf16: bool, folder: Path, emit: Emit
-    ) -> None:
-        self._teacher, self._pixels, self._augment = teacher, pixels, augment
-        self._seed, self._bf16, self._folder, self._emit = seed, bf16, folder, emit
+    def __init__(self, folder: Path, compute: Callable[[int], NDArray[np.float32]]) -> None:
+        """`compute` returns the logits (N, K) of a pass over all samples."""
+        self._folder, self._compute = folder, compute
         self.view = lru_cache(maxsize=2)(self._view)
 
     def _view(self, view: int) -> NDArray[np.float32]:
@@ -91,7 +91,18 @@ class TeacherLogits:
         beside.replace(path)
         return logits
 
-    def _compute(self, view: int) -> NDArray[np.float32]:
+
+class TeacherLogits(CachedLogits):
+    """The teacher's logits for each augmented pass over images."""
+
+    def __init__(
+        self, teacher: nn.Module, pixels: Pixels, augment: Augment, *, seed: int, bf16: bool, folder: Path, emit: Emit
+    ) -> None:
+        super().__init__(folder, self._of_view)
+        self._teacher, self._pixels, self._augment = teacher, pixels, augment
+        self._seed, self._bf16, self._emit = seed, bf16, emit
+
+    def _of_view(self, view: int) -> NDArray[np.float32]:
         count, device = len(self._pixels), next(self._teacher.parameters()).device
         views = draw_views(self._augment, count, seed=self._seed, view=view)
         rows = []
@@ -274,16 +285,20 @@ def distill(
 ) -> tuple[Model, Fitted]:
     """Train `student` towards `teacher` on `train`; return it with its best held-out weights.
 
-    `folder` keeps the state after each epoch; `logits_folder` the teacher's cached logits, which depend on teacher,
-    samples, augmentation and seed alone. Neither model is changed.
+    `folder` keeps the state after each epoch; `logits_folder`, one for each teacher, its cached logits, apart by
+    samples, augmentation and seed. Neither model is changed.
     """
     training, loss = training.resolved("images"), loss.resolved("images")
     bf16 = training.bf16
     augment = training.augment or Augment.for_input(train.preprocess.size)
     source = copy.deepcopy(teacher.module).requires_grad_(False)
     cached = loss.feature == "none" and not augment.mixup
+    fed = train.preprocess.model_dump(mode="json")
+    key = sha256_json([train.images.digest, fed, augment.model_dump(mode="json"), seed])
     logits = (
-        TeacherLogits(source, train, augment, seed=seed, bf16=bf16, folder=logits_folder, emit=emit) if cached else None
+        TeacherLogits(source, train, augment, seed=seed, bf16=bf16, folder=logits_folder / key[:16], emit=emit)
+        if cached
+        else None
     )
     example = torch.from_numpy(train.batch(np.arange(min(2, len(train)))))
     with closing(Distillation(source, loss, logits, example=example, bf16=bf16, seed=seed)) as objective:

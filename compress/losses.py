@@ -1,5 +1,7 @@
 """Distillation losses: functions from tensors to a scalar tensor, each with its source."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -82,3 +84,40 @@ def relation(student: Tensor, teacher: Tensor) -> Tensor:
 def _similarity(features: Tensor) -> Tensor:
     flat = features.flatten(1)
     return F.normalize(flat @ flat.T, dim=1)
+
+
+def attention_scores(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+    """Return the distance of attention scores: queries and keys (N, heads, T, width) of both sides, mask (N, T).
+
+    TinyBERT (Jiao et al. 2020, arXiv 1909.10351): mean squared error of the scores before the softmax, over pairs of
+    real tokens. Where the head counts differ, the mean over the heads is compared. Scaled as `hint` is.
+    """
+    ours, theirs = _scores(*student), _scores(*teacher)
+    if ours.shape[1] != theirs.shape[1]:
+        ours, theirs = ours.mean(1, keepdim=True), theirs.mean(1, keepdim=True)
+    pairs = (mask[:, None, :, None] * mask[:, None, None, :]).bool().expand_as(theirs)
+    return hint(ours[pairs], theirs[pairs])
+
+
+def _scores(queries: Tensor, keys: Tensor) -> Tensor:
+    return queries @ keys.transpose(2, 3) / math.sqrt(queries.shape[3])
+
+
+def token_relations(student: Tensor, teacher: Tensor, mask: Tensor, heads: int) -> Tensor:
+    """Return KL(teacher || student) of the relations between tokens, vectors (N, T, channels), mask (N, T) int64.
+
+    MiniLMv2 (Wang et al. 2021, arXiv 2012.15828): queries, keys or values are split into `heads` relation heads, and
+    the softmax of the scaled dot products of all pairs is compared, averaged over heads and real tokens. The channel
+    counts may differ; `heads` divides both.
+    """
+    ours, theirs = _log_relations(student, mask, heads), _log_relations(teacher, mask, heads)
+    kl = (theirs.exp() * (theirs - ours)).sum(3)  # (N, heads, T)
+    real = mask[:, None].to(kl.dtype)
+    return (kl * real).sum() / (heads * real.sum())
+
+
+def _log_relations(vectors: Tensor, mask: Tensor, heads: int) -> Tensor:
+    parts = vectors.reshape(*vectors.shape[:2], heads, -1).transpose(1, 2)
+    scores = parts @ parts.transpose(2, 3) / math.sqrt(parts.shape[3])
+    # Finite, so that the masked differences are zero and not NaN.
+    return F.log_softmax(scores.masked_fill(mask[:, None, None] == 0, -1e4), 3)

@@ -16,6 +16,7 @@ from tlc.compress.events import silent
 from tlc.compress.image_train import ImageSamples, evaluate
 from tlc.compress.model import Model
 from tlc.compress.objective import Supervised
+from tlc.compress.recipe import DistillSection
 from tlc.compress.train import Fitted, TrainSettings, fit
 from tlc.runtime.errors import TlcError
 
@@ -152,3 +153,31 @@ def test_networks_without_a_common_resolution_are_refused_with_both_lists() -> N
 
     with pytest.raises(TlcError, match=r"No inner features of the student \(\[\]\) have the resolution"):
         paired_layers(seeded_net(), flat, torch.zeros(2, 1, 8, 8))
+
+
+def test_a_loss_left_open_is_decided_by_what_is_trained() -> None:
+    images, texts = LossSettings().resolved("images"), LossSettings().resolved("texts")
+
+    assert (images.feature, images.temperature, images.label_weight) == ("none", 4.0, 0.1)
+    assert (texts.feature, texts.temperature, texts.label_weight) == ("hint", 2.0, 0.0)
+    assert LossSettings(feature="none", label_weight=0.0).resolved("texts").feature == "none"
+    assert LossSettings(label_weight=0.0).resolved("images").label_weight == 0.0
+
+
+def test_a_recipes_section_resolves_without_its_student() -> None:
+    assert DistillSection(student="depth:0.5", views=3).resolved("texts") == LossSettings(views=3).resolved("texts")
+
+
+def test_another_augmentation_has_other_logits_of_the_teacher(
+    teacher: Model, data: tuple[Pixels, Pixels], tmp_path: Path
+) -> None:
+    short = TRAINING.model_copy(update={"epochs": 1})
+    none = short.model_copy(update={"augment": Augment(crop="none", flip=False)})
+
+    for training in (short, none, short):
+        _distilled(teacher, data, tmp_path, LossSettings(), training)
+
+    folders = list((tmp_path / "logits").iterdir())
+    first, second = (np.load(folder / "view-000.npy") for folder in folders)
+    assert len(folders) == 2
+    assert not np.array_equal(first, second)

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tlc.compress.losses import attention_transfer, decoupled_kd, hint, relation, softened_kl
+from tlc.compress.losses import (
+    attention_scores,
+    attention_transfer,
+    decoupled_kd,
+    hint,
+    relation,
+    softened_kl,
+    token_relations,
+)
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3]])
 TEACHER = torch.tensor([[1.0, 1.5, -0.5], [2.0, -1.0, 0.0]])
@@ -50,3 +58,53 @@ def test_scaling_the_students_features_does_not_change_its_attention() -> None:
     student, teacher = torch.randn(4, 8, 5, 5), torch.randn(4, 8, 5, 5)
 
     assert attention_transfer(3 * student, teacher).item() == pytest.approx(attention_transfer(student, teacher).item())
+
+
+MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+
+
+def test_attention_scores_are_compared_over_real_tokens_alone() -> None:
+    torch.manual_seed(0)
+    ours, theirs = [torch.randn(2, 2, 4, 3) for _ in range(2)], [torch.randn(2, 2, 4, 3) for _ in range(2)]
+    a, b = (queries @ keys.mT / 3**0.5 for queries, keys in (ours, theirs))
+    errors = torch.cat([((a - b) ** 2)[0, :, :3, :3].flatten(), ((a - b) ** 2)[1, :, :2, :2].flatten()])
+    scale = torch.cat([b[0, :, :3, :3].flatten(), b[1, :, :2, :2].flatten()]).square().mean()
+
+    loss = attention_scores((ours[0], ours[1]), (theirs[0], theirs[1]), MASK)
+
+    assert loss.item() == pytest.approx((errors.mean() / scale).item(), rel=1e-5)
+
+
+def test_attention_scores_of_other_head_counts_are_averaged() -> None:
+    torch.manual_seed(0)
+    queries, keys = torch.randn(2, 1, 4, 3), torch.randn(2, 1, 4, 3)
+    twice = (queries.expand(2, 2, 4, 3), keys.expand(2, 2, 4, 3))
+
+    assert attention_scores((queries, keys), twice, MASK).item() == pytest.approx(0, abs=1e-10)
+
+
+def test_token_relations_are_the_kl_of_the_softmax_of_real_tokens_products() -> None:
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(2, 4, 6), torch.randn(2, 4, 10)
+    total = 0.0
+    for sample, length in enumerate((3, 2)):
+        for head in range(2):
+            s = ours[sample, :length, 3 * head : 3 * head + 3]
+            t = theirs[sample, :length, 5 * head : 5 * head + 5]
+            p, q = F.softmax(t @ t.T / 5**0.5, 1), F.softmax(s @ s.T / 3**0.5, 1)
+            total += float((p * (p / q).log()).sum())
+
+    assert token_relations(ours, theirs, MASK, heads=2).item() == pytest.approx(total / (2 * 5), rel=1e-4)
+
+
+def test_padding_changes_no_loss_between_tokens() -> None:
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(2, 4, 6), torch.randn(2, 4, 6)
+    moved = ours + 100 * (1 - MASK)[:, :, None]
+
+    def heads(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        split = vectors.reshape(2, 4, 2, 3).transpose(1, 2)
+        return split, split
+
+    assert token_relations(moved, theirs, MASK, 2) == token_relations(ours, theirs, MASK, 2)
+    assert attention_scores(heads(moved), heads(theirs), MASK) == attention_scores(heads(ours), heads(theirs), MASK)

@@ -110,3 +110,23 @@ def test_evaluation_gives_one_row_per_sample_in_order(tmp_path: Path) -> None:
     direct = seeded_net()(torch.from_numpy(train.batch([5])))
     assert logits.shape == (len(train), 2)
     assert torch.allclose(logits[5], direct[0], atol=1e-6)
+
+
+def test_settings_left_open_are_decided_by_what_is_trained() -> None:
+    images, texts = TrainSettings().resolved("images"), TrainSettings().resolved("texts")
+
+    assert (images.optimizer, images.epochs, images.batch_size) == ("sgd", 10, 128)
+    assert (images.learning_rate, images.weight_decay) == (0.05, 5e-4)
+    assert (texts.optimizer, texts.epochs, texts.batch_size) == ("adamw", 20, 64)
+    assert (texts.learning_rate, texts.weight_decay) == (1e-4, 0.01)
+
+
+def test_settings_that_were_given_stay() -> None:
+    given = TrainSettings(epochs=0, optimizer="adamw", weight_decay=0.0, patience=3, precision="bf16")
+
+    resolved = given.resolved("images")
+
+    assert (resolved.epochs, resolved.optimizer, resolved.weight_decay) == (0, "adamw", 0.0)
+    assert (resolved.patience, resolved.precision, resolved.learning_rate) == (3, "bf16", 1e-3)
+    assert resolved.resolved("images") == resolved
+    assert TrainSettings(optimizer="sgd").resolved("texts").learning_rate == 0.05
