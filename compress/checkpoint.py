@@ -17,7 +17,7 @@ from tlc.calibration.preprocess import Preprocess
 from tlc.calibration.tokens import TextInput
 from tlc.compress.arch import Architecture, build, parse_arch
 from tlc.compress.edits import apply_edit, edit_between
-from tlc.compress.hf import config_changes, with_config_changes
+from tlc.compress.hf import config_changes
 from tlc.compress.model import Model
 from tlc.compress.skeleton import describe
 from tlc.runtime.artifact import replacing_dir
@@ -36,8 +36,6 @@ class SavedModel(BaseModel):
     architecture: Architecture
     edit: dict[str, JsonValue] = Field(default_factory=dict)
     """What differs from the architecture as it is built; see `tlc.compress.edits`."""
-    config: dict[str, JsonValue] = Field(default_factory=dict)
-    """Values of a transformers config that differ from the architecture's, where the network reads them as it runs."""
     tied: dict[str, str] = Field(default_factory=dict)
     """Parameter or buffer -> the one whose tensor it shares."""
     channels_last: tuple[str, ...] = ()
@@ -78,19 +76,25 @@ def write_saved(
 
     Raises TlcError before writing if a part of the network cannot be written down without a pickle.
     """
-    arch, edit, config = described.architecture, {}, {}
+    arch = described.architecture
+    edit: dict[str, JsonValue] = {}
     if arch.kind == "pickle":
         arch = arch.model_copy(update={"skeleton": describe(module)})
         build(arch, device="meta")
     else:
         base = build(arch)
-        edit, config = edit_between(base, module), config_changes(base, module)
+        if changed := config_changes(base, module):
+            raise TlcError(
+                f"the network runs by another {', '.join(changed)} than its architecture records",
+                hint="Report this as a bug of tlc.",
+            )
+        edit = edit_between(base, module)
     tensors, tied = _tensors(module)
     channels_last = tuple(name for name, tensor in tensors.items() if _is_channels_last(tensor))
-    found = {"architecture": arch, "edit": edit, "config": config, "tied": tied, "channels_last": channels_last}
+    found = {"architecture": arch, "edit": edit, "tied": tied, "channels_last": channels_last}
     saved = described.model_copy(update=found)
     _check_repeats(saved, tensors)
-    absent = {name for name in ("config", "preprocess", "text") if not getattr(saved, name)}
+    absent = {name for name in ("preprocess", "text") if getattr(saved, name) is None}
     with replacing_dir(directory) as folder:
         (folder / JSON_NAME).write_text(saved.model_dump_json(indent=1, exclude=absent) + "\n", encoding="utf-8")
         safetensors.torch.save_file({name: _own(tensor) for name, tensor in tensors.items()}, folder / WEIGHTS_NAME)
@@ -217,7 +221,6 @@ def _is_channels_last(tensor: torch.Tensor) -> bool:
 def _rebuilt(arch: Architecture, saved: SavedModel, tensors: dict[str, torch.Tensor]) -> nn.Module:
     """Build, edit and fill; shapes are those of the tensors."""
     module = apply_edit(build(arch, device="meta" if arch.kind == "pickle" else "cpu"), saved.edit)
-    with_config_changes(module, saved.config)
     owners = {**{name: name for name in tensors}, **saved.tied}
     wanted = {name for name, _tensor in named_tensors(module)}
     if wanted != set(owners):

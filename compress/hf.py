@@ -190,30 +190,12 @@ def config_name(package: str) -> str:
     return package if package in transformers().CONFIG_MAPPING else package.replace("_", "-")
 
 
-def config_changes(base: nn.Module, module: nn.Module) -> dict[str, JsonValue]:
-    """Return the values of the config that `module` runs by and that differ from those of `base`; {} without one."""
-    before, now = _config_of(base), _config_of(module)
-    if before is None or now is None:
-        return {}
-    known = before.to_dict()
-    changed = {key: value for key, value in now.to_dict().items() if key in known and known[key] != value}
-    plain: dict[str, JsonValue] = json.loads(json.dumps(changed))
-    return plain
-
-
-def with_config_changes(module: nn.Module, changes: Mapping[str, JsonValue]) -> None:
-    """Repeat `config_changes` on a freshly built network, in place; TlcError for a key that is no plain value of it."""
-    for part in module.modules() if changes else ():
-        config = vars(part).get("config")
-        known = config.to_dict() if config is not None else {}
-        for key, value in changes.items() if known else ():
-            if key not in known or key.startswith("_") or key in (*_REFUSED, *_DROPPED):
-                raise TlcError(f"the checkpoint sets {key} of the config", hint="Save the model again with tlc.")
-            setattr(config, key, value)
-
-
-def _config_of(module: nn.Module) -> Any:
-    return vars(module.model).get("config") if isinstance(module, Logits | TextLogits) else None
+def config_changes(base: nn.Module, module: nn.Module) -> tuple[str, ...]:
+    """Return the keys whose values differ in the configs that two networks of this module run by; () without one."""
+    before, now = (
+        vars(part.model)["config"].to_dict() if isinstance(part, Logits | TextLogits) else {} for part in (base, module)
+    )
+    return tuple(key for key in before if key in now and before[key] != now[key])
 
 
 def class_names(recorded: Mapping[str, JsonValue]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -182,7 +183,7 @@ def _match_transformers(checkpoint: Checkpoint, record: Record) -> Matched:
     values = dict(config.state) if isinstance(config, Record) and isinstance(config.state, dict) else {}
     name = record.global_name.rpartition(".")[2]
     values |= {"model_type": config_name(record.global_name.split(".")[2]), "architectures": [name]}
-    plain = {key: _plain(value) for key, value in values.items() if not key.startswith("_")}
+    plain: dict[str, Any] = {key: _plain(value) for key, value in values.items() if not key.startswith("_")}
     return match(Architecture(kind="hf", name=name, config=recorded_config(plain, str(checkpoint.path))), checkpoint)
 
 

@@ -121,7 +121,8 @@ def load_text_model(
     content, recorded_length = read_tokenizer(source)
     module = fill(opened)
     config = config_of(module)
-    check_vocabulary(content, module.get_submodule("model").get_input_embeddings().num_embeddings, source, path)
+    network: Any = module.get_submodule("model")
+    check_vocabulary(content, network.get_input_embeddings().num_embeddings, source, path)
     if max_length is None:
         max_length = min(position_limit(config), recorded_length)
     _check_max_length(max_length, config)
