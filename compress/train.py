@@ -174,7 +174,9 @@ class _Trainer:
         self.extra = objective.prepare(self.network, self.accelerator.device)
         blocks = parameter_blocks(self.network, settings.freeze)
         self.block_count = len(blocks)
-        prepared = self.accelerator.prepare(self.network, _optimizer(blocks, self.extra, settings))
+        # Fused steps round differently, but take a quarter of the time where half of a network is embeddings.
+        optimizer = _optimizer(blocks, self.extra, settings, fused=train.kind == "texts")
+        prepared = self.accelerator.prepare(self.network, optimizer)
         self.prepared: nn.Module = prepared[0]
         self.optimizer: torch.optim.Optimizer = prepared[1]
         # Few samples: at least four steps an epoch, so that the weights move at all.
@@ -340,7 +342,7 @@ def parameter_blocks(network: nn.Module, freeze: Sequence[str]) -> list[list[nn.
 
 
 def _optimizer(
-    blocks: list[list[nn.Parameter]], extra: list[nn.Parameter], settings: ResolvedTrainSettings
+    blocks: list[list[nn.Parameter]], extra: list[nn.Parameter], settings: ResolvedTrainSettings, *, fused: bool
 ) -> torch.optim.Optimizer:
     groups: list[dict[str, Any]] = []
     for above, block in enumerate(reversed(blocks)):
@@ -352,5 +354,5 @@ def _optimizer(
     groups.append({"params": extra, "weight_decay": settings.weight_decay, "above": 0})
     groups = [group for group in groups if group["params"]]
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.learning_rate)
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=fused)
     return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.9, nesterov=True)
