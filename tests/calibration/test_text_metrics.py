@@ -59,6 +59,8 @@ def test_calibration_error_of_the_extremes() -> None:
     assert calibration_error(sure, np.array([0, 0, 0, 0])) == 0
     assert calibration_error(sure, np.array([1, 1, 1, 1])) == 1
     assert calibration_error(np.zeros((4, 2), np.float32), np.array([0, 1, 0, 1])) == 0  # sure of a half, right in half
+    # Certainty shares its interval with what is almost certain: |(0 - 1) + (1 - 0.96)| / 2.
+    assert calibration_error(log([[1.0, 1e-30], [0.96, 0.04]]), np.array([1, 0])) == pytest.approx(0.48)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +149,29 @@ def test_the_answer_is_the_best_part_of_the_context() -> None:
     # An end before its start is no answer, however high both are.
     assert answers_of(logits_of(tokens, {8: 9}, {4: 9}), tokens)[0] in ("b", "d", "b paris c rome d")
     assert answers_of(logits_of(tokens, {8: 9, 5: 4}, {4: 9, 7: 6}), tokens)[0] == "paris c rome"
+
+
+def test_the_best_answer_is_that_of_trying_all() -> None:
+    contexts = ["b c d e f g h", "a rome", "h g f e d c b a rome paris"]
+    texts = tiny_tokens.text_set(
+        ["a ?"] * 3,
+        task="question-answering",
+        classes=(),
+        pairs=contexts,
+        answers=[[(text[0], 0)] for text in contexts],
+    )
+    tokens = encode(texts, JSON, tiny_tokens.fed_by(JSON, "question-answering"))
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        logits = gather(lambda feeds: rng.normal(size=(*feeds["input_ids"].shape, 2)), tokens)
+        for sample, context, found in zip(logits, contexts, answers_of(logits, tokens, longest=4), strict=True):
+            words = context.split()
+            tried = {
+                " ".join(words[i : j + 1]): sample[0, 4 + i] + sample[1, 4 + j]  # after [CLS] a ? [SEP]
+                for i in range(len(words))
+                for j in range(i, min(i + 4, len(words)))
+            }
+            assert tried[found] == max(tried.values())
 
 
 def test_no_answer_is_given_only_where_there_can_be_none() -> None:

@@ -1,6 +1,7 @@
 """Reading labelled texts."""
 
 import json
+import sys
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -132,20 +133,21 @@ def test_folders_of_text_files_are_classes(tmp_path: Path) -> None:
 def test_an_archive_is_read_in_place(tmp_path: Path) -> None:
     plain = write_csv(tmp_path / "train.csv", ROWS)
     with zipfile.ZipFile(tmp_path / "packed.zip", "w") as packed:
-        packed.write(plain, "reviews/train.csv")
+        packed.write(plain, "reviews/all.csv")
     splits = sentences(tmp_path / "packed.zip")
     assert [s[1:] for s in everything(splits)] == [s[1:] for s in everything(sentences(plain))]
-    assert splits.fit.keys[0].startswith("reviews/train.csv:")
+    assert splits.fit.keys[0].startswith("reviews/all.csv:")
 
 
 def test_texts_of_the_evaluation_are_left_out_of_training_and_said(tmp_path: Path) -> None:
-    write_csv(tmp_path / "train.csv", [*ROWS[:30], ROWS[45]])
+    write_csv(tmp_path / "train.csv", [*ROWS[:30], ROWS[45], ROWS[31]])
     write_csv(tmp_path / "val.csv", [*ROWS[30:45], ROWS[46]])
     write_csv(tmp_path / "test.csv", ROWS[45:])
     splits = sentences(tmp_path)
     assert splits.skipped == (
         "train.csv:32: the same text as test.csv:2, which is measured on",
         "val.csv:17: the same text as test.csv:3, which is measured on",
+        "train.csv:33: the same text as val.csv:3, which is measured on",
     )
     require_disjoint(splits)
     write_csv(tmp_path / "train.csv", ROWS[30:])
@@ -378,6 +380,20 @@ def test_words_and_tags_may_be_written_in_a_cell(tmp_path: Path) -> None:
 def test_words_and_tags_that_do_not_fit(tmp_path: Path, row: dict[str, object], reason: str) -> None:
     with pytest.raises(TlcError, match=rf"r.jsonl:1: {reason}"):
         read_texts(write_lines(tmp_path / "r.jsonl", [row]), task="token-classification")
+
+
+def test_words_have_no_second_text(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "r.jsonl", [{"tokens": ["a"], "tags": ["O"]}])
+    with pytest.raises(UsageError, match="token classification has no second text"):
+        read_texts(path, task="token-classification", columns=Columns(pair="tags"))
+
+
+def test_parquet_without_its_library_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "r.parquet").write_bytes(b"PAR1")
+    with pytest.raises(TlcError, match="pyarrow, which reads it, is not installed") as caught:
+        sentences(tmp_path / "r.parquet")
+    assert caught.value.hint == "Run: pip install 'tlc[text]'."
 
 
 def question(number: int, answers: object) -> dict[str, object]:

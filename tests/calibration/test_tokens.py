@@ -1,5 +1,7 @@
 """Encoding, padding, and putting a model's outputs back in order."""
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,8 @@ def test_texts_become_ids_as_bert_has_them_and_are_padded_by_batch() -> None:
     assert tokens.feeds([2], pad_to=8)["attention_mask"].tolist() == [[1, 1, 1, 0, 0, 0, 0, 0]]
     assert tokens.targets([2, 1], 8).tolist() == [0, 1]
     assert tokens.flat_labels.tolist() == [0, 1, 0]
+    fed = tokens.fed.model_copy(update={"pad_id": 9})
+    assert replace(tokens, fed=fed).feeds([2, 1])["input_ids"].tolist() == [[CLS, UNK, SEP, 9], [*tokens.ids[1]]]
     with pytest.raises(ValueError, match="cannot pad 7 tokens to 6"):
         tokens.feeds([0], pad_to=6)
 
@@ -101,14 +105,14 @@ def test_a_question_keeps_its_length_and_its_answer_is_a_span_of_tokens() -> Non
     assert tokens.truncated == 1
     assert questions(max_length=16).spans is not None
     assert questions(max_length=16).targets([2], 16).tolist() == [[14, 14]]
+    long = tiny_tokens.text_set(
+        ["a a a a a"], task="question-answering", pairs=["b paris? c d"], classes=(), answers=[[("paris", 2)]]
+    )
+    cut = encode(long, JSON, tiny_tokens.fed_by(JSON, "question-answering", 11))
+    assert cut.ids[0].tolist() == [CLS, A, A, A, A, A, SEP, B, PARIS, QUESTION, SEP]  # The context alone is cut.
+    assert cut.targets([0], 11).tolist() == [[8, 8]]
     with pytest.raises(TlcError, match=r"t:0: the question has 5 tokens; with 3 special ones that leaves no room .* 8"):
-        encode(
-            tiny_tokens.text_set(
-                ["a a a a a"], task="question-answering", pairs=["b"], classes=(), answers=[[("b", 0)]]
-            ),
-            JSON,
-            tiny_tokens.fed_by(JSON, "question-answering", 8),
-        )
+        encode(long, JSON, tiny_tokens.fed_by(JSON, "question-answering", 8))
 
 
 def test_the_tokenizers_own_limits_do_not_count() -> None:
@@ -208,6 +212,13 @@ def test_what_is_no_tokenizer_is_refused() -> None:
     with pytest.raises(TlcError, match="is not a tokenizer: ") as caught:
         load_tokenizer('{"version": "1.0"}')
     assert "save_pretrained" in caught.value.hint
+
+
+def test_texts_without_the_tokenizers_library_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(TlcError, match="texts need the tokenizers library") as caught:
+        load_tokenizer(JSON)
+    assert caught.value.hint == "Run: pip install tokenizers."
 
 
 def test_an_input_that_texts_cannot_fill_is_refused() -> None:
