@@ -21,6 +21,7 @@ from tlc.export.half import constants_as_initializers
 from tlc.export.placement import place, quantized_tensors
 from tlc.export.qdq import (
     carry_through,
+    dequantize_rows,
     float_convolution_outputs,
     quantize_sigmoids,
     quantize_tensors,
@@ -29,6 +30,7 @@ from tlc.export.qdq import (
 )
 from tlc.export.quiet import quiet
 from tlc.export.typed import typed_from_qdq
+from tlc.export.view import View
 from tlc.runtime.artifact import write_bytes
 from tlc.runtime.errors import TlcError, UsageError
 from tlc.runtime.target import Target
@@ -65,6 +67,9 @@ class QuantizeSettings(BaseModel):
     """Makes up for the shift that rounding puts on each layer's mean output; `accurate` is slower."""
     ignored: tuple[str, ...] = ()
     """Layers that stay in float: patterns (`*`, `?`) for names of nodes, or of modules as far as weights keep them."""
+    qat_epochs: int | None = Field(default=None, ge=0)
+    """Texts: epochs of training with INT8's rounding in the network; absent, 3 where no other INT8 file is within the
+    budget."""
     max_exclusions: int = Field(default=8, ge=0)
     """Layers that may be left in float, beyond `ignored`, to meet the accuracy budget."""
 
@@ -215,6 +220,7 @@ def check_target(target: Target, settings: QuantizeSettings) -> None:
 
 def _fit_onnx_runtime(quantized: onnx.ModelProto, float_onnx: Path, stream: "_Stream", target: Target) -> None:
     """Move NNCF's quantisers to where ONNX Runtime fuses them, and give activations the target's type."""
+    dequantize_rows(quantized)
     carry_through(quantized)  # a convolution behind a moved tensor is one with quantised inputs from now on
     if names := float_convolution_outputs(quantized):
         quantize_tensors(quantized, tensor_ranges(float_onnx, names, stream, over_samples="mean"))
@@ -340,10 +346,14 @@ def _by_nncf(
     *,
     name: str,
 ) -> onnx.ModelProto:
-    """Return what NNCF makes of the model, placed for OpenVINO."""
-    attention = any(node.op_type == "LayerNormalization" for node in model.graph.node) and any(
-        node.op_type == "Softmax" for node in model.graph.node
-    )
+    """Return what NNCF makes of the model, placed for OpenVINO; a transformer's activations are smoothed (SmoothQuant).
+
+    The products inside attention stay in float. They have no weights to shrink, and rounding both factors takes as long
+    as integers save: BERT of 6 layers and 384 wide is 5 % faster so in OpenVINO 2026.4, a vision transformer of that
+    width as fast, and 5 % faster in ONNX Runtime 1.31 (one thread, Xeon with AMX).
+    """
+    products = _products_of_activations(model)
+    attention = bool(products) and any(node.op_type == "Softmax" for node in model.graph.node)
     parameters = AdvancedQuantizationParameters(
         overflow_fix=OverflowFix.ENABLE if target.weights_reduced_range else OverflowFix.DISABLE,
         disable_bias_correction=settings.bias_correction == "off",
@@ -360,7 +370,7 @@ def _by_nncf(
                 subset_size=stream.count,
                 fast_bias_correction=settings.bias_correction != "accurate",
                 model_type=nncf.ModelType.TRANSFORMER if attention else None,
-                ignored_scope=nncf.IgnoredScope(names=list(excluded)),
+                ignored_scope=nncf.IgnoredScope(names=list(dict.fromkeys([*excluded, *products]))),
                 advanced_parameters=parameters,
             )
     except _NNCF_REFUSALS as error:
@@ -369,6 +379,13 @@ def _by_nncf(
             hint="Leave quantisation out, or name the layer in the recipe's quantize.ignored.",
         ) from error
     return quantized
+
+
+def _products_of_activations(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the matrix products without weights, such as those inside attention."""
+    view = View(model)
+    products = (node for node in view.nodes if node.op_type in ("Gemm", "MatMul"))
+    return [node.name for node in products if not any(view.is_constant(name) for name in node.input[:2])]
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pytest
 from onnx import helper, numpy_helper
 
 from tlc.export.qdq import (
     carry_through,
+    dequantize_rows,
     float_convolution_outputs,
     quantize_tensors,
     set_activation_type,
@@ -169,3 +171,46 @@ def test_stored_int8_weights_give_the_same_outputs_in_fewer_bytes() -> None:
     assert [node.op_type for node in model.graph.node] == ["DequantizeLinear", "Conv"]
     assert model.ByteSize() < 0.6 * size
     np.testing.assert_array_equal(run(model), before)
+
+
+def embedding(scale: np.ndarray, *, zero_point: int = 0, axis: int = 0) -> onnx.ModelProto:
+    """A table of 7 rows in INT8, looked up by token."""
+    table = np.random.default_rng(0).integers(-127, 128, (7, 4)).astype(np.int8)
+    constants = {"t_q": table, "t_s": scale, "t_z": np.full(scale.shape, zero_point, np.int8)}
+    nodes = [
+        helper.make_node("DequantizeLinear", ["t_q", "t_s", "t_z"], ["t"], axis=axis),
+        helper.make_node("Gather", ["t", "x"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.INT64, ["N", "T"])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", "T", 4])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("scale", [np.float32(0.03), np.linspace(0.01, 0.09, 7, dtype=np.float32)], ids=["one", "rows"])
+def test_only_the_rows_of_a_table_that_are_read_are_dequantised(scale: np.ndarray) -> None:
+    model = embedding(np.asarray(scale))
+    tokens = np.array([[0, 6, 3], [5, 5, 1]])
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    before = ort.InferenceSession(model.SerializeToString(), options).run(None, {"x": tokens})[0]
+    assert dequantize_rows(model) == 1
+    onnx.checker.check_model(model, full_check=True)
+    assert "DequantizeLinear" not in [node.op_type for node in model.graph.node]
+    after = ort.InferenceSession(model.SerializeToString(), options).run(None, {"x": tokens})[0]
+    np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [embedding(np.asarray(np.float32(0.1)), zero_point=3), embedding(np.full(4, 0.1, np.float32), axis=1)],
+    ids=["zero point", "scale per column"],
+)
+def test_other_tables_are_left_alone(model: onnx.ModelProto) -> None:
+    before = model.SerializeToString()
+    assert dequantize_rows(model) == 0
+    assert model.SerializeToString() == before
