@@ -103,11 +103,11 @@ def quantize_command(model: Path, output: Path, quiet: bool, **options: Any) -> 
     from tlc.compress.steps import quantize_to
 
     with progress(quiet=quiet) as emit:
-        record = quantize_to(recipe_from(options, model), output, emit)
-    attempt = record.attempts[record.chosen]
-    click.echo(f"{output}: {0 - attempt.drop_points:+.2f} points, {len(attempt.excluded)} layers left in float")
-    if not record.met:
-        raise click.ClickException(f"That is over the budget of {record.budget_points:g} points.")
+        recipe = recipe_from(options, model)
+        outcome = quantize_to(recipe, output, emit)
+    click.echo(f"{output}: {outcome.summary}")
+    if not outcome.met:
+        raise click.ClickException(f"That is over the budget of {recipe.max_drop_points:g} points.")
 
 
 @click.command("eval", short_help="Score models and ONNX files on the evaluation samples.")

@@ -28,7 +28,7 @@ from tlc.compress.quantize import QuantizeRecord, check_calibration, quantize_wi
 from tlc.compress.runner import Runner
 from tlc.compress.student import is_built_from_teacher, student_from_teacher
 from tlc.compress.train import bf16_is_fast
-from tlc.compress.work import ENOUGH_TO_JUDGE, Answers, Data, Feeds, Quantized, Work, counted, some
+from tlc.compress.work import ENOUGH_TO_JUDGE, Answers, Data, Feeds, Outcome, Quantized, Work, counted, some
 from tlc.export.fp16 import RANGE_SAMPLES, Fp16Record, fp16_from_float
 from tlc.export.graph import graph_stats
 from tlc.export.metadata import write_metadata
@@ -174,19 +174,23 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
     ) -> tuple[list[Quantized], dict[str, Any], str]:
         """Write the file with everything in INT8 and, where that misses the budget, one with layers left in float."""
         best, full = folder / "best.onnx", folder / "full.onnx"
-        record = self.quantize_within_budget(float_onnx, best, runner, emit, full=full)
+        record = self._quantized(float_onnx, best, runner, emit, full=full)
         files = [Quantized("", full)]
         if record.chosen > 0:
             files.insert(0, Quantized("-mixed", best))
         return files, record.model_dump(mode="json"), f"{quantize_summary(record)}."
 
     def quantize_within_budget(
+        self, _network: Model | None, float_onnx: Path, out: Path, runner: Runner, emit: Emit
+    ) -> Outcome:
+        """Write the INT8 file of `float_onnx`; layers stay in float where the accuracy budget asks for it."""
+        record = self._quantized(float_onnx, out, runner, emit)
+        return Outcome(quantize_summary(record), record.met)
+
+    def _quantized(
         self, float_onnx: Path, out: Path, runner: Runner, emit: Emit, *, full: Path | None = None
     ) -> QuantizeRecord:
-        """Write the INT8 file of `float_onnx`; layers stay in float where the accuracy budget asks for it.
-
-        `full` also gets the file with everything in INT8.
-        """
+        """`full` also gets the file with everything in INT8."""
         count = check_calibration(len(self.data.fit), self.recipe.quantize)
         before = self.accuracy(self.judged(float_onnx, runner, self.data.judge), self.data.judge)
 

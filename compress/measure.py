@@ -1,20 +1,20 @@
 """Measuring the original and the candidates in one interleaved session, in the target's runtime where that is here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tlc.compress.events import Emit, Progress
 from tlc.compress.runner import Runner
-from tlc.compress.work import Answers, Feeds, Work
+from tlc.compress.work import Answers, AnyWork, Feeds
 from tlc.export.graph import graph_stats
 from tlc.runtime.artifact import sha256_file
 from tlc.runtime.latency import Latency, disturbance, measure_interleaved, speedup
 from tlc.runtime.memory import peak_memory_bytes
-from tlc.runtime.report import Agreement, Interval, Measurement
+from tlc.runtime.report import Agreement, Measurement
 from tlc.runtime.session import Session
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -27,6 +27,8 @@ class Candidate:
 
     name: str
     path: Path
+    work: AnyWork
+    """What feeds it and judges its answers."""
     precision: Precision
     plain: Path
     """The float ONNX file of the same network, of ONNX's own operators alone: what it costs is counted there."""
@@ -46,15 +48,16 @@ class Timing:
 
 
 def latencies(
-    files: dict[str, Path], feeds: Sequence[Feeds], runner: Runner, timing: Timing, emit: Emit
+    files: Mapping[str, tuple[Path, Sequence[Feeds]]], runner: Runner, timing: Timing, emit: Emit
 ) -> dict[str, Latency]:
-    """Return each file's latency, measured interleaved; its runs take turns through `feeds`, batch 1 each."""
+    """Return each file's latency, measured interleaved; its runs take turns through its inputs, batch 1 each."""
     threads = runner.target.threads
     with ExitStack() as stack:
-        sessions = {name: stack.enter_context(runner.open(path, threads=threads)) for name, path in files.items()}
-        runs = {n: _runner(session, feeds) for n, session in sessions.items()}
         return measure_interleaved(
-            runs,
+            {
+                name: _runner(stack.enter_context(runner.open(path, threads=threads)), feeds)
+                for name, (path, feeds) in files.items()
+            },
             rounds=timing.rounds,
             block=timing.block,
             seed=timing.seed,
@@ -67,18 +70,8 @@ def _runner(session: Session, feeds: Sequence[Feeds]) -> Callable[[], object]:
     return lambda: session.run(next(turns))
 
 
-def is_faster(
-    baseline: Path, candidate: Path, work: Work[Any, Any, Any], runner: Runner, timing: Timing, emit: Emit
-) -> Interval:
-    """Return by what factor `candidate` is faster than `baseline`, with its 99 % bounds."""
-    files = {"baseline": baseline, "candidate": candidate}
-    measured = latencies(files, work.timing_feeds(timing.block), runner, timing, emit)
-    return speedup(measured["baseline"], measured["candidate"], seed=timing.seed)
-
-
 def measure(
     candidates: Sequence[Candidate],
-    work: Work[Any, Any, Any],
     runner: Runner,
     timing: Timing,
     *,
@@ -91,23 +84,17 @@ def measure(
     the evaluation part, through the file itself. Where the target's runtime is not here, no latency and no memory:
     those of another runtime say nothing about it.
     """
-    evaluation = work.data.evaluation
     answers: dict[str, Answers] = {}
     for position, candidate in enumerate(candidates):
+        work, evaluation = candidate.work, candidate.work.data.evaluation
         answers[candidate.name] = work.judged(candidate.path, runner, evaluation)
         accuracy = work.accuracy(answers[candidate.name], evaluation)
         emit(Progress("accuracy", position + 1, len(candidates), {"accuracy": accuracy}))
-    files = {candidate.name: candidate.path for candidate in candidates}
-    measured: dict[str, Latency] = {}
-    others: dict[str, dict[str, Latency]] = {}
-    if not runner.missing:
-        measured = latencies(files, work.timing_feeds(timing.block), runner, timing, emit)
-        fewer = replace(timing, rounds=max(_FEWEST_ROUNDS, timing.rounds // 4))
-        for name, feeds in work.other_feeds(timing.block).items():
-            others[name] = latencies(files, feeds, runner, fewer, emit)
+    measured, others = ({}, {}) if runner.missing else _timed(candidates, runner, timing, emit)
     original = candidates[0].name
     rows = []
     for candidate in candidates:
+        work, evaluation = candidate.work, candidate.work.data.evaluation
         stats = graph_stats(candidate.plain, work.typical_sizes)
         own = answers[candidate.name]
         rows.append(
@@ -142,3 +129,17 @@ def measure(
         )
     disturbed = disturbance(measured) if measured else None
     return rows, [disturbed] if disturbed else []
+
+
+def _timed(
+    candidates: Sequence[Candidate], runner: Runner, timing: Timing, emit: Emit
+) -> tuple[dict[str, Latency], dict[str, dict[str, Latency]]]:
+    """Return the latencies with ordinary inputs, and by kind those with others."""
+    usual = {c.name: (c.path, c.work.timing_feeds(timing.block)) for c in candidates}
+    measured = latencies(usual, runner, timing, emit)
+    fewer = replace(timing, rounds=max(_FEWEST_ROUNDS, timing.rounds // 4))
+    others = {c.name: c.work.other_feeds(timing.block) for c in candidates}
+    return measured, {
+        kind: latencies({c.name: (c.path, others[c.name][kind]) for c in candidates}, runner, fewer, emit)
+        for kind in others[candidates[0].name]
+    }

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import onnx
 
 from tlc.compress.events import Emit, StageDone, silent
-from tlc.compress.measure import Candidate, Timing, is_faster, measure
+from tlc.compress.measure import Candidate, Timing, latencies, measure
 from tlc.compress.plan import Network, Plan, make_plan
 from tlc.compress.processes import leads, wait_for_all
 from tlc.compress.quantize import worth_quantizing
@@ -19,11 +19,13 @@ from tlc.compress.run import RunFolder, StageResult, open_run
 from tlc.compress.runner import Runner
 from tlc.compress.student import is_built_from_teacher
 from tlc.compress.verdict import choose, verdict
+from tlc.compress.work import AnyWork
 from tlc.export.contract import check_model
 from tlc.export.fp16 import Fp16Record
 from tlc.runtime.artifact import replacing_dir, require_free_space, sha256_file, write_text
 from tlc.runtime.environment import environment
 from tlc.runtime.errors import TlcError
+from tlc.runtime.latency import speedup
 from tlc.runtime.report import (
     Agreement,
     DataRecord,
@@ -49,6 +51,8 @@ class Version:
     """Of ONNX's own operators alone: what other files are made from."""
     deployed: Path
     """With the operators of the target's runtime, where that has some of its own."""
+    work: AnyWork
+    """With the data as this network is fed with it."""
     checked: Agreement
     arch: str | None
     """What `load_saved` needs besides the folder."""
@@ -87,6 +91,7 @@ class _Pipeline:
         self.work = plan.start(run.cache)
         self.runner = Runner.here(plan.target, run.cache / "engines")
         self.records: list[StageRecord] = []
+        self.notes: list[str] = []
         self.timing = Timing(
             rounds=self.recipe.measure.rounds,
             block=self.recipe.measure.block,
@@ -100,19 +105,20 @@ class _Pipeline:
         pruned = self.pruned(original, student)
         versions = {version.name: version for version in (original, student, pruned)}
         candidates = [
-            Candidate(version.name, version.deployed, "fp32", version.onnx, before, version.checked)
+            Candidate(version.name, version.deployed, version.work, "fp32", version.onnx, before, version.checked)
             for before, version in zip([None, *versions], versions.values(), strict=False)
         ]
         if pruned != original:
             # The plain way out, beside which the work on the network has to show its worth.
             candidates += self.quantized(original, "original-int8")
-        candidates.append(Candidate("fp16", self.fp16(pruned), "fp16", pruned.onnx, pruned.name))
+        candidates.append(Candidate("fp16", self.fp16(pruned), pruned.work, "fp16", pruned.onnx, pruned.name))
         candidates += self.quantized(pruned, "int8")
-        rows = self.measured([self.published(candidate) for candidate in candidates])
+        candidates = [self.published(candidate) for candidate in candidates]
+        rows = self.measured(candidates)
         if not leads():
             wait_for_all()
             raise SystemExit(0)
-        report = self.concluded(rows, pruned, command)
+        report = self.concluded(rows, candidates, pruned, command)
         wait_for_all()
         return report
 
@@ -206,7 +212,7 @@ class _Pipeline:
         }
 
         def make(folder: Path) -> dict[str, Any]:
-            files, found, summary = self.work.quantize(
+            files, found, summary = version.work.quantize(
                 self._load(version), version.onnx, folder, self.runner, self.emit
             )
             return {"files": {file.suffix: file.path.name for file in files}, "summary": summary, **found}
@@ -215,7 +221,7 @@ class _Pipeline:
         stage = self.run.stage(f"quantize-{version.name}", inputs, make, resumable=resumable)
         self._note(f"quantize {version.name}", "kept", stage.found["summary"], stage)
         return [
-            Candidate(f"{name}{suffix}", stage.path / file, "int8", version.onnx, version.name)
+            Candidate(f"{name}{suffix}", stage.path / file, version.work, "int8", version.onnx, version.name)
             for suffix, file in stage.found["files"].items()
         ]
 
@@ -223,7 +229,7 @@ class _Pipeline:
         """Return the FP16 file of a version."""
 
         def make(folder: Path) -> dict[str, Any]:
-            return self.work.fp16(version.onnx, folder / "fp16.onnx").model_dump(mode="json")
+            return version.work.fp16(version.onnx, folder / "fp16.onnx").model_dump(mode="json")
 
         stage = self.run.stage("fp16", {"onnx": sha256_file(version.onnx), **self._common}, make)
         record = Fp16Record.model_validate(stage.found)
@@ -245,7 +251,6 @@ class _Pipeline:
         def make(_folder: Path) -> dict[str, Any]:
             rows, warnings = measure(
                 candidates,
-                self.work,
                 self.runner,
                 self.timing,
                 relative_to=self.run.path,
@@ -257,11 +262,12 @@ class _Pipeline:
         self._measure_stage = self.run.stage("measure", inputs, make)
         return [Measurement.model_validate(row) for row in self._measure_stage.found["rows"]]
 
-    def concluded(self, rows: list[Measurement], final: Version, command: str) -> Report:
+    def concluded(self, rows: list[Measurement], candidates: list[Candidate], final: Version, command: str) -> Report:
         """Choose what ships, publish it, and write the manifest."""
         chosen, budget_met = choose(rows, self.recipe.max_drop_points)
         shutil.copyfile(self.run.path / chosen.file, self.run.path / "model.onnx.new")
         (self.run.path / "model.onnx.new").replace(self.run.path / "model.onnx")
+        next(candidate for candidate in candidates if candidate.name == chosen.name).work.ship(self.run.path)
         self._publish_network(final)
         report = Report(
             tlc_version=version("tlc"),
@@ -304,17 +310,21 @@ class _Pipeline:
         return self.work.load(known.stage.path, known.arch)
 
     def _exported(self, name: str, stage: StageResult, model: Network, arch: str | None = None) -> Version:
+        work = self.work.for_network(model)
+
         def make(folder: Path) -> dict[str, Any]:
             plain = folder / f"{name}.onnx"
-            agreement = self.work.export(model, plain)
-            fused = self.work.fused(plain, folder)
-            return {"agreement": agreement.model_dump(mode="json"), "deployed": fused.name}
+            agreement = work.export(model, plain)
+            deployed, note = work.fused(plain, folder)
+            return {"agreement": agreement.model_dump(mode="json"), "deployed": deployed.name, "note": note}
 
         inputs = {"network": stage.key, "opset": self.target.opset, "runtime": self.target.runtime}
         exported = self.run.stage(f"export-{name}", inputs, make)
         checked = Agreement.model_validate(exported.found["agreement"])
+        if exported.found["note"]:
+            self.notes.append(exported.found["note"])
         plain, deployed = exported.path / f"{name}.onnx", exported.path / exported.found["deployed"]
-        return Version(name, stage, plain, deployed, checked, arch or _arch_needed(model))
+        return Version(name, stage, plain, deployed, work, checked, arch or _arch_needed(model))
 
     def _kept_if_it_pays(
         self, name: str, before: Version, after: Version, stage: StageResult, *, judged: bool
@@ -322,12 +332,11 @@ class _Pipeline:
         """Return `after` where it is measurably faster than `before` and, if `judged`, within the budget on holdout."""
 
         def make(_folder: Path) -> dict[str, Any]:
-            gain = is_faster(before.deployed, after.deployed, self.work, self.runner, self.timing, self.emit)
-            holdout = self.work.data.holdout
-            scores = [
-                self.work.accuracy(self.work.judged(version.deployed, self.runner, holdout), holdout)
-                for version in (before, after)
-            ]
+            pair = (before, after)
+            files = {v.name: (v.deployed, v.work.timing_feeds(self.timing.block)) for v in pair}
+            found = latencies(files, self.runner, self.timing, self.emit)
+            gain = speedup(found[before.name], found[after.name], seed=self.timing.seed)
+            scores = [_holdout_accuracy(version, self.runner) for version in pair]
             return {"speedup": gain.model_dump(), "holdout_top1": scores}
 
         inputs = {
@@ -359,7 +368,7 @@ class _Pipeline:
     def published(self, candidate: Candidate) -> Candidate:
         """Copy a candidate's file into the run's folder, with what a device needs to feed it written inside."""
         path = self.run.path / f"{candidate.name}.onnx"
-        self.work.write_metadata(candidate.path, path)
+        candidate.work.write_metadata(candidate.path, path)
         return replace(candidate, path=path)
 
     def _publish_network(self, final: Version) -> None:
@@ -384,7 +393,7 @@ class _Pipeline:
         )
 
     def _warnings(self, rows: list[Measurement], chosen: Measurement) -> list[str]:
-        warnings = list(self._measure_stage.found["warnings"])
+        warnings = [*self._measure_stage.found["warnings"], *self.notes]
         if found := check_model(onnx.load(self.run.path / chosen.file), self.target):
             warnings.append(
                 f"{chosen.file} breaks rules of {self.target.name} in {len(found)} places; "
@@ -427,6 +436,11 @@ def _require_accepted(path: Path, target: Target) -> None:
             f"{target.name} does not take this network, in {len(refused)} places; first {first.node}: {first.why}.",
             hint=f"{first.fix} tlc check {path} --target {target.name} lists them all.",
         )
+
+
+def _holdout_accuracy(version: Version, runner: Runner) -> float:
+    holdout = version.work.data.holdout
+    return version.work.accuracy(version.work.judged(version.deployed, runner, holdout), holdout)
 
 
 def _arch_needed(model: Network) -> str | None:

@@ -4,32 +4,36 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from tlc.calibration.preprocess import Preprocess
+from tlc.calibration.token_set import TextInput
 from tlc.compress.events import Emit, silent
 from tlc.compress.image_work import ImageWork, prepare_images
 from tlc.compress.inputs import resolve_preprocess
 from tlc.compress.load import load_model
-from tlc.compress.model import Model
-from tlc.compress.plan import make_plan, read_splits
-from tlc.compress.quantize import QuantizeRecord, check_target
+from tlc.compress.plan import Network, make_plan, read_splits, read_text_splits
+from tlc.compress.quantize import check_target
 from tlc.compress.recipe import ModelSection, Recipe
 from tlc.compress.runner import Runner
-from tlc.compress.work import Answers
+from tlc.compress.text_model import is_text_model, load_text_model
+from tlc.compress.text_work import text_work, tokenizer_name
+from tlc.compress.tokenizer_files import read_tokenizer
+from tlc.compress.work import Answers, Outcome, Work
 from tlc.export.graph import graph_stats
-from tlc.export.metadata import read_metadata, write_metadata
+from tlc.export.metadata import fed_from_json, read_metadata, write_metadata
 from tlc.export.onnx import onnx_from_torch
-from tlc.runtime.artifact import replacing_dir
+from tlc.export.text_onnx import text_onnx_from_torch
+from tlc.runtime.artifact import replacing_dir, write_text
 from tlc.runtime.errors import TlcError
 from tlc.runtime.plan import read_record
 from tlc.runtime.report import Accuracy, AccuracyChange
 from tlc.runtime.sessions import ENGINES
-from tlc.runtime.target import load_target
+from tlc.runtime.target import Target, load_target
 
 
-def distill_to(recipe: Recipe, output: Path, emit: Emit = silent) -> Model:
+def distill_to(recipe: Recipe, output: Path, emit: Emit = silent) -> Network:
     """Train the student of `recipe.distill` towards the model and write it to the folder `output`."""
     plan = make_plan(_without(recipe, prune=True))
     if not isinstance(plan.student.value, str):
@@ -44,7 +48,7 @@ def distill_to(recipe: Recipe, output: Path, emit: Emit = silent) -> Model:
     return student
 
 
-def prune_to(recipe: Recipe, output: Path, emit: Emit = silent) -> Model:
+def prune_to(recipe: Recipe, output: Path, emit: Emit = silent) -> Network:
     """Remove `recipe.prune.ratio` of the model's channels, let it recover, and write it to the folder `output`."""
     plan = make_plan(_without(recipe, student=True))
     if not isinstance(plan.prune.value, float):
@@ -62,6 +66,8 @@ def prune_to(recipe: Recipe, output: Path, emit: Emit = silent) -> Model:
 def export_to(source: ModelSection, output: Path, target: str = "cpu-x86") -> float:
     """Write the model as float32 ONNX; return the largest difference from torch, on noise at batch 1 and 3."""
     device = load_target(target)
+    if is_text_model(source.path, source.arch):
+        return _export_text(source, output, device)
     model = load_model(source.path, arch=source.arch, num_classes=source.num_classes, preprocess=source.preprocess)
     with _beside(output) as path:
         export = onnx_from_torch(model.module, model.preprocess.input_shape, path, opset=device.opset)
@@ -69,16 +75,26 @@ def export_to(source: ModelSection, output: Path, target: str = "cpu-x86") -> fl
     return export.max_abs_error
 
 
-def quantize_to(recipe: Recipe, output: Path, emit: Emit = silent) -> QuantizeRecord:
+def _export_text(source: ModelSection, output: Path, device: Target) -> float:
+    text = load_text_model(source.path, arch=source.arch, tokenizer=source.tokenizer, max_length=source.max_length)
+    fed = text.text
+    with _beside(output) as path:
+        export = text_onnx_from_torch(text.module, fed.inputs, path, opset=device.opset, max_length=fed.max_length)
+        write_metadata(path, path, fed, text.classes)
+    write_text(output.with_name("tokenizer.json"), text.tokenizer)
+    return export.max_abs_error
+
+
+def quantize_to(recipe: Recipe, output: Path, emit: Emit = silent) -> Outcome:
     """Write the model, or float ONNX file, as INT8 ONNX within `recipe.max_drop_points`."""
     target = load_target(recipe.target)
     check_target(target, recipe.quantize)
     with tempfile.TemporaryDirectory(prefix="tlc-") as folder:
-        file, work = _opened(recipe, Path(folder))
+        file, network, work = _opened(recipe, Path(folder))
         with _beside(output) as path:
-            record = work.quantize_within_budget(file, path, Runner.here(target, Path(folder)), emit)
+            outcome = work.quantize_within_budget(network, file, path, Runner.here(target, Path(folder)), emit)
             work.write_metadata(path, path)
-    return record
+    return outcome
 
 
 class Evaluation(BaseModel):
@@ -97,7 +113,7 @@ def evaluate_files(recipes: Sequence[Recipe]) -> list[Evaluation]:
     first: Answers | None = None
     for recipe in recipes:
         with tempfile.TemporaryDirectory(prefix="tlc-") as folder:
-            file, work = _opened(recipe, Path(folder))
+            file, _network, work = _opened(recipe, Path(folder))
             part = work.data.evaluation
             answers = work.judged(file, Runner.here(work.target, Path(folder)), part)
             change = None if first is None else work.change(first, answers, part)
@@ -106,25 +122,37 @@ def evaluate_files(recipes: Sequence[Recipe]) -> list[Evaluation]:
     return rows
 
 
-def _opened(recipe: Recipe, folder: Path) -> tuple[Path, ImageWork]:
-    """Return the recipe's ONNX file or engine, an ONNX file made from the model where it is neither, and its data."""
+def _opened(recipe: Recipe, folder: Path) -> tuple[Path, Network | None, Work[Any, Any, Any]]:
+    """Return the recipe's ONNX file or engine, or the ONNX file made of its model; that model; and the stages."""
     if recipe.model.path.suffix not in (".onnx", *ENGINES):
         plan = make_plan(_without(recipe, student=True, prune=True))
         work, path = plan.start(folder), folder / "model.onnx"
         work.export(plan.model, path)
-        return path, work
+        return path, plan.model, work
     if recipe.model.path.suffix == ".onnx":
         recorded, classes = read_metadata(recipe.model.path)
         outputs = graph_stats(recipe.model.path).outputs[0].shape[-1]
     else:
         record = read_record(recipe.model.path)
-        recorded = Preprocess.model_validate_json(record.preprocess) if record.preprocess else None
+        recorded = fed_from_json(record.preprocess)
         classes, outputs = tuple(record.classes), record.outputs[0].shape[-1]
+    if isinstance(recorded, TextInput):
+        return recipe.model.path, None, _texts_for(recipe, folder, recorded, classes, int(outputs))
     splits = read_splits(recipe)
     preprocess = resolve_preprocess(recorded, None, recipe.model.preprocess, splits.image_size)
     splits = splits.for_model(int(outputs), classes)
     data = prepare_images(splits, preprocess, folder)
-    return recipe.model.path, ImageWork(recipe, load_target(recipe.target), preprocess, splits.classes, data)
+    return recipe.model.path, None, ImageWork(recipe, load_target(recipe.target), preprocess, splits.classes, data)
+
+
+def _texts_for(
+    recipe: Recipe, folder: Path, fed: TextInput, classes: tuple[str, ...], outputs: int
+) -> Work[Any, Any, Any]:
+    beside = recipe.model.path.with_name(tokenizer_name(fed))
+    own = beside if beside.exists() else recipe.model.path.parent
+    tokenizer, _length = read_tokenizer(recipe.model.tokenizer or own)
+    splits = read_text_splits(recipe, fed.task).for_model(outputs, classes)
+    return text_work(recipe, load_target(recipe.target), fed, tokenizer, splits, folder)
 
 
 def _without(recipe: Recipe, *, student: bool = False, prune: bool = False) -> Recipe:

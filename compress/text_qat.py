@@ -16,7 +16,6 @@ from tlc.compress.text_distill import distill_text
 from tlc.compress.text_model import TextModel
 from tlc.compress.train import Fitted, TrainSettings
 
-EPOCHS = 3
 LEARNING_RATE = 3e-5
 
 _SMALLEST_SCALE = 1e-12
@@ -105,6 +104,7 @@ def qat_text(
     loss: LossSettings,
     training: TrainSettings,
     *,
+    epochs: int,
     weight_bits: int = 8,
     unlabeled: Tokens | None = None,
     layer_map: Sequence[int],
@@ -116,8 +116,8 @@ def qat_text(
 ) -> tuple[TextModel, Fitted]:
     """Distil `student`, rounded as dynamic INT8 rounds it, for a few epochs; return it with float weights.
 
-    Of `training` all but the epochs and the learning rate counts, which are `EPOCHS` and `LEARNING_RATE`: the student
-    has been trained already. Its scores are those of the rounded network. Else as `distill_text`.
+    Of `training` all but the epochs and the learning rate counts, which is `LEARNING_RATE`: the student has been
+    trained already. Its scores are those of the rounded network. Else as `distill_text`.
     """
     trained, fitted = distill_text(
         teacher,
@@ -125,7 +125,7 @@ def qat_text(
         train,
         holdout,
         loss,
-        training.model_copy(update={"epochs": EPOCHS, "learning_rate": LEARNING_RATE}),
+        training.model_copy(update={"epochs": epochs, "learning_rate": LEARNING_RATE}),
         unlabeled=unlabeled,
         layer_map=layer_map,
         seed=seed,

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,15 @@ class Data(Generic[P]):
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an INT8 file that had a budget to meet."""
+
+    summary: str
+    """A sentence without a full stop."""
+    met: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Quantized:
     """An INT8 file to measure."""
 
@@ -71,6 +80,10 @@ class Work(ABC, Generic[M, F, P]):
 
     def __init__(self, recipe: Recipe, target: Target, fed: F, classes: tuple[str, ...], data: Data[P]) -> None:
         self.recipe, self.target, self.fed, self.classes, self.data = recipe, target, fed, classes, data
+
+    def for_network(self, _network: M) -> "Work[M, F, P]":
+        """Return the same work with the data as `network` is fed with it."""
+        return self
 
     @abstractmethod
     def save(self, model: M, folder: Path) -> None:
@@ -96,9 +109,12 @@ class Work(ABC, Generic[M, F, P]):
     def export(self, model: M, path: Path) -> Agreement:
         """Write the network as float32 ONNX for the target; return how far it is from torch on real samples."""
 
-    def fused(self, float_onnx: Path, _folder: Path) -> Path:
-        """Return the float file as it is deployed: with the operators that the target's runtime alone has."""
-        return float_onnx
+    def fused(self, float_onnx: Path, _folder: Path) -> tuple[Path, str]:
+        """Return the float file as it is deployed, with operators that the target's runtime alone has.
+
+        Also a sentence where that was not possible, else "".
+        """
+        return float_onnx, ""
 
     @abstractmethod
     def fp16(self, float_onnx: Path, out: Path) -> Fp16Record:
@@ -112,6 +128,12 @@ class Work(ABC, Generic[M, F, P]):
 
         Return them with what was found, and a sentence about it.
         """
+
+    @abstractmethod
+    def quantize_within_budget(
+        self, network: M | None, float_onnx: Path, out: Path, runner: Runner, emit: Emit
+    ) -> Outcome:
+        """Write one INT8 file of `float_onnx`, within the budget if that can be; `network` is what it was made from."""
 
     @abstractmethod
     def answers(self, session: Session, part: P, *, batch_size: int = 64) -> Answers:
@@ -153,6 +175,9 @@ class Work(ABC, Generic[M, F, P]):
     def write_metadata(self, source: Path, path: Path) -> None:
         """Write `source` to `path` with what a device needs to feed it inside, and beside it what does not fit in."""
 
+    def ship(self, _folder: Path) -> None:
+        """Write what the device needs besides the file that ships into its folder."""
+
     def judged(self, path: Path, runner: Runner, part: P) -> Answers:
         """Return the answers of a file as the target's runtime gives them, on all cores."""
         with runner.open(path, threads=os.cpu_count() or 1) as session:
@@ -173,6 +198,9 @@ class Work(ABC, Generic[M, F, P]):
     def change(self, before: Answers, after: Answers, part: P) -> AccuracyChange:
         """Return the paired change."""
         return accuracy_change(before, after, self.labels(part), self.classes)
+
+
+AnyWork: TypeAlias = Work[Any, Any, Any]
 
 
 def counted(score: Callable[[Any], float], emit: Emit, limit: int) -> Callable[[Any], float]:

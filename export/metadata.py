@@ -5,26 +5,26 @@ from pathlib import Path
 from typing import TypeAlias
 
 import onnx
+from pydantic import TypeAdapter
 
 from tlc.calibration.preprocess import Preprocess
 from tlc.calibration.token_set import TextInput
 from tlc.runtime.artifact import write_bytes
 from tlc.runtime.errors import TlcError
 
-_PREPROCESS = "tlc.preprocess"
-_TEXT = "tlc.text"
+_FED = "tlc.preprocess"
 _CLASSES = "tlc.classes"
 
 Fed: TypeAlias = Preprocess | TextInput
 """What a sample goes through before the network."""
+_ANY_FED: TypeAdapter[Fed] = TypeAdapter(Fed)
 
 
 def write_metadata(source: Path, path: Path, fed: Fed, classes: tuple[str, ...]) -> None:
     """Write `source` to `path` with what feeds it and its class names as ONNX metadata; the same bytes every time."""
     model = onnx.load(source)
     del model.metadata_props[:]
-    key = _TEXT if isinstance(fed, TextInput) else _PREPROCESS
-    onnx.helper.set_model_props(model, {_CLASSES: json.dumps(classes, ensure_ascii=False), key: fed.model_dump_json()})
+    onnx.helper.set_model_props(model, {_CLASSES: json.dumps(classes, ensure_ascii=False), _FED: fed.model_dump_json()})
     write_bytes(path, model.SerializeToString(deterministic=True))
 
 
@@ -40,7 +40,9 @@ def read_metadata(path: Path) -> tuple[Fed | None, tuple[str, ...]]:
     except Exception as error:  # protobuf's own errors differ between its backends
         raise TlcError(f"{path} is not an ONNX file.", hint="Give a file that an exporter wrote.") from error
     props = {prop.key: prop.value for prop in model.metadata_props}
-    classes = tuple(json.loads(props.get(_CLASSES, "[]")))
-    if _TEXT in props:
-        return TextInput.model_validate_json(props[_TEXT]), classes
-    return Preprocess.model_validate_json(props[_PREPROCESS]) if _PREPROCESS in props else None, classes
+    return fed_from_json(props.get(_FED)), tuple(json.loads(props.get(_CLASSES, "[]")))
+
+
+def fed_from_json(text: str | None) -> Fed | None:
+    """Return what feeds a file, from its record as JSON; None for None."""
+    return None if text is None else _ANY_FED.validate_json(text)

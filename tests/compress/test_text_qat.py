@@ -17,7 +17,7 @@ from tlc.calibration.tokens import Tokens, encode
 from tlc.compress.distill import LossSettings
 from tlc.compress.events import silent
 from tlc.compress.text_model import TextModel, load_text_model
-from tlc.compress.text_qat import EPOCHS, DynamicInt8Linear, fake_quantized, qat_text, rounded_int8, stripped
+from tlc.compress.text_qat import DynamicInt8Linear, fake_quantized, qat_text, rounded_int8, stripped
 from tlc.compress.text_train import evaluate_texts
 from tlc.compress.train import TrainSettings
 
@@ -134,6 +134,7 @@ def test_training_brings_the_rounded_network_nearer_to_the_teacher(
         *data,
         LossSettings(),
         training,
+        epochs=3,
         weight_bits=7,
         layer_map=(0, 1),
         seed=0,
@@ -148,6 +149,6 @@ def test_training_brings_the_rounded_network_nearer_to_the_teacher(
 
     assert distance(trained.module) < distance(model.module)
     assert not any(isinstance(layer, DynamicInt8Linear) for layer in trained.module.modules())
-    assert len(fitted.scores) == EPOCHS
+    assert len(fitted.scores) == 3
     assert trained.history[-1].startswith("qat: 3 epochs")
     assert all(torch.equal(state[name], value) for name, value in model.module.state_dict().items())
