@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import nn
 from tlc.export.opset import lower_opset
 from tlc.export.quiet import quiet
 from tlc.runtime.errors import TlcError
+from tlc.runtime.tensor import Feeds
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
@@ -36,12 +37,14 @@ apart for one image alone and in a batch of three.)"""
 
 
 @dataclass(frozen=True)
-class _Probe:
-    """An input batch, torch's logits for it, and how far other logits may be from them."""
+class Probe:
+    """Inputs by name, torch's logits for them, and how far other logits may be from these."""
 
-    batch: NDArray[np.float32]
+    feeds: Feeds
     logits: NDArray[np.float32]
     limit: float
+    counted: NDArray[np.bool_] | None = None
+    """Which of the leading dimensions count, (N, T) without the padding; None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +80,31 @@ def onnx_from_torch(module: nn.Module, input_shape: tuple[int, int, int], path: 
             `opset`, or the outputs differ from torch's.
 
     """
+    check_opset(opset)
+    name = type(module).__name__
+    example = torch.zeros(2, *input_shape, device=_device(module))
+    with evaluating(module):
+        probes = [_probe(module, (count, *input_shape), name) for count in (1, 3)]
+        exported = exported_by_torch(module, {INPUT_NAME: example}, ({0: torch.export.Dim(BATCH_NAME)},), opset)
+    return write_checked(exported, probes, path, opset=opset, name=name)
+
+
+def check_opset(opset: int) -> None:
+    """Raise TlcError for an ONNX operator set that `lower_opset` does not reach."""
     if opset < _OLDEST_OPSET:
         raise TlcError(
             f"ONNX opset {opset} is too old: the limit is {_OLDEST_OPSET}",
             hint=f"Choose a target with opset {_OLDEST_OPSET} or newer.",
         )
-    name = type(module).__name__
-    with _evaluating(module):
-        probes = [_probe(module, (count, *input_shape), name) for count in (1, 3)]
-        exported = _exported(module, input_shape, max(opset, _EXPORTER_OPSET), name)
+
+
+def write_checked(
+    exported: onnx.ModelProto, probes: Sequence[Probe], path: Path, *, opset: int, name: str
+) -> OnnxExport:
+    """Lower an exporter's graph to `opset`, simplify it, and write it once it gives the logits of the probes.
+
+    name: of the module, for messages. Raises TlcError as `onnx_from_torch` does.
+    """
     lower_opset(exported, opset)
     _require_dynamic_batch(exported, name)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +125,8 @@ def onnx_from_torch(module: nn.Module, input_shape: tuple[int, int, int], path: 
 
 
 @contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put the module into evaluation mode, without gradients, for the length of a with statement."""
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:
@@ -117,46 +137,61 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def _probe(module: nn.Module, shape: tuple[int, ...], name: str) -> _Probe:
+def _probe(module: nn.Module, shape: tuple[int, ...], name: str) -> Probe:
     batch = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    logits = _torch_outputs(module, batch, name)
-    rounding = float(np.abs(_torch_outputs(module, batch * np.float32(1 + _ROUNDING), name) - logits).max())
-    scale = max(float(np.abs(logits).max()), 1e-3)
-    return _Probe(batch, logits, max(_RELATIVE_TOLERANCE * scale, _ROUNDING_FACTOR * rounding))
+    feeds = {INPUT_NAME: batch}
+    logits = torch_outputs(module, feeds, name, ("N", "K"))
+    nearby = torch_outputs(module, {INPUT_NAME: batch * np.float32(1 + _ROUNDING)}, name, ("N", "K"))
+    rounding = float(np.abs(nearby - logits).max())
+    return Probe(feeds, logits, max(tolerance(logits), _ROUNDING_FACTOR * rounding))
+
+
+def tolerance(logits: NDArray[np.float32]) -> float:
+    """Return how far logits may be from these when float32 kernels sum in another order."""
+    return _RELATIVE_TOLERANCE * max(float(np.abs(logits).max()), 1e-3)
 
 
 def _device(module: nn.Module) -> torch.device:
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
-def _torch_outputs(module: nn.Module, batch: NDArray[np.float32], name: str) -> NDArray[np.float32]:
-    output = module(torch.from_numpy(batch).to(_device(module)))
-    if not isinstance(output, torch.Tensor) or output.ndim != 2 or output.dtype != torch.float32:
+def torch_outputs(module: nn.Module, feeds: Feeds, name: str, *shapes: tuple[str, ...]) -> NDArray[np.float32]:
+    """Return the logits for inputs in the order of the arguments; TlcError unless float32 of the rank of a shape."""
+    output = module(*(torch.from_numpy(values).to(_device(module)) for values in feeds.values()))
+    ranks = {len(shape) for shape in shapes}
+    if not isinstance(output, torch.Tensor) or output.ndim not in ranks or output.dtype != torch.float32:
         found = f"{output.dtype} {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
+        wanted = " or ".join(f"({', '.join(shape)})" for shape in shapes)
         raise TlcError(
-            f"{name} returns {found}, not float32 logits (N, K)", hint="Wrap the module so that it returns the logits."
+            f"{name} returns {found}, not float32 logits {wanted}",
+            hint="Wrap the module so that it returns the logits.",
         )
     values: NDArray[np.float32] = output.cpu().numpy()
     return values
 
 
-def _exported(module: nn.Module, input_shape: tuple[int, int, int], opset: int, name: str) -> onnx.ModelProto:
-    example = torch.zeros(2, *input_shape, device=_device(module))
+def exported_by_torch(
+    module: nn.Module, inputs: Mapping[str, torch.Tensor], dynamic: tuple[dict[int, Any], ...], opset: int
+) -> onnx.ModelProto:
+    """Return the graph of torch's exporter, in the oldest opset from `opset` on that it writes.
+
+    inputs: examples by name, in the order of the module's arguments. dynamic: of each, torch.export.Dim by dimension.
+    """
     try:
         with quiet():
             program = torch.onnx.export(
                 module,
-                (example,),
+                tuple(inputs.values()),
                 dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim(BATCH_NAME)},),
-                input_names=[INPUT_NAME],
+                dynamic_shapes=dynamic,
+                input_names=list(inputs),
                 output_names=[OUTPUT_NAME],
-                opset_version=opset,
+                opset_version=max(opset, _EXPORTER_OPSET),
                 verbose=False,
             )
     except Exception as problem:  # the exporter raises many kinds, all of them about the module
         raise TlcError(
-            f"torch cannot export {name} to ONNX: {_root_sentence(problem)}",
+            f"torch cannot export {type(module).__name__} to ONNX: {_root_sentence(problem)}",
             hint="Rewrite what the sentence names so that torch.export accepts it, or choose another architecture.",
         ) from problem
     assert program is not None
@@ -206,24 +241,30 @@ def _write(model: onnx.ModelProto, path: Path) -> Path:
     return path
 
 
-def _largest_error(path: Path, probes: list[_Probe], name: str) -> float:
+def _largest_error(path: Path, probes: Sequence[Probe], name: str) -> float:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     worst = 0.0
     for probe in probes:
-        (found,) = session.run([OUTPUT_NAME], {INPUT_NAME: probe.batch})
+        (found,) = session.run([OUTPUT_NAME], probe.feeds)
         same_shape = found.shape == probe.logits.shape
-        error = float(np.abs(found - probe.logits).max()) if same_shape else float("inf")
+        counted = slice(None) if probe.counted is None else probe.counted
+        error = float(np.abs(found - probe.logits)[counted].max()) if same_shape else float("inf")
         if not error <= probe.limit:  # NaN is no success either
             raise TlcError(
-                f"the ONNX file of {name} gives other outputs than torch at batch {len(probe.batch)}: "
+                f"the ONNX file of {name} gives other outputs than torch at {_sizes(probe.feeds)}: "
                 f"largest error {error:.3g}, limit {probe.limit:.3g}",
                 hint="Look for code in forward that depends on the batch size or on tensor values.",
             )
         worst = max(worst, error)
     return worst
+
+
+def _sizes(feeds: Feeds) -> str:
+    shape = next(iter(feeds.values())).shape
+    return f"batch {shape[0]}" + (f", length {shape[1]}" if len(shape) == 2 else "")
 
 
 def _root_sentence(problem: BaseException) -> str:
