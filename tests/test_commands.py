@@ -1,4 +1,4 @@
-"""Every command and Python block of the documents runs as written, in a folder with a small model and photographs."""
+"""Every command and Python block of the documents runs as written, in a folder with small models, photographs and texts."""
 
 import os
 import re
@@ -14,6 +14,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from tiny_text import write_reviews, write_tiny
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [page for page in sorted((REPOSITORY / "docs").glob("*.md")) if page.name != "compress.md"]
@@ -89,7 +90,7 @@ def _trained() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the pages assume: model.pt, photos/, photos.zip, photo.jpg, and the run of compress.md."""
+    """What the pages assume: models, photos/, photos.zip, photo.jpg, reviews.csv, and the run of compress.md."""
     folder = tmp_path_factory.mktemp("docs")
     _write_photos(folder / "photos")
     with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
@@ -97,6 +98,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             archive.write(file, file.relative_to(folder / "photos"))
     shutil.copyfile(folder / "photos" / "val" / "ants" / "000.jpg", folder / "photo.jpg")
     torch.save(_trained(), folder / "model.pt")
+    write_tiny(folder / "my-bert-classifier")
+    write_reviews(folder / "reviews.csv", count=120)
     for kind, text in blocks(REPOSITORY / "docs" / "compress.md"):
         run(kind, text, folder)
     return folder

@@ -1,0 +1,116 @@
+"""A run of `tlc compress` on a text classifier beside what other tools make of the same model, in one interleaved run.
+
+    OMP_NUM_THREADS=1 python benchmarks/text_peers.py MODEL DATA RUN > benchmarks/results/movie_sentiment_peers.md
+
+MODEL and DATA as for `tlc compress`, RUN its folder. All files run in ONNX Runtime, one thread, batch 1, on evaluation
+texts at 64 quantiles of length, unpadded; speed-ups are over the fastest float32 file of the original. Accuracy is that
+of all evaluation texts through the same file. The others get the model as plain ONNX, from torch's dynamo exporter, and
+use their defaults: ONNX Runtime's transformer optimizer (model_type bert), its dynamic quantisation (INT8 weights) with
+and without the optimizer before it, and NNCF's post-training quantisation for transformers on 300 training texts.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import nncf
+import onnx
+import onnxruntime
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.transformers import optimizer
+
+from tlc.calibration.calibration_set import balanced_indices
+from tlc.compress.plan import make_plan
+from tlc.compress.recipe import read_recipe
+from tlc.compress.text_work import TextWork
+from tlc.export.metadata import read_metadata
+from tlc.export.quiet import quiet
+from tlc.runtime.latency import disturbance, measure_interleaved, speedup
+from tlc.runtime.session import OrtSession
+
+LENGTHS = 64
+ROUNDS = 40
+CALIBRATION = 300
+COLUMNS = "| file | size, MB | p50, ms | speed-up, 99 % | correct | accuracy, % | change, points (95 %) |"
+
+
+def peers(plain: Path, config: Any, work: TextWork, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield what each tool makes of the float32 file."""
+    model = onnx.load(plain)
+    del model.graph.value_info[:]  # the exporter's shapes stop quantize_dynamic
+    bare = folder / "bare.onnx"
+    onnx.save(model, bare)
+    optimized = folder / "optimized.onnx"
+    heads, width = config["num_attention_heads"], config["hidden_size"]
+    fused = optimizer.optimize_model(str(bare), model_type="bert", opt_level=0, num_heads=heads, hidden_size=width)
+    fused.save_model_to_file(str(optimized))
+    yield "original, ONNX Runtime's transformer optimizer", optimized
+    dynamic = folder / "dynamic.onnx"
+    quantize_dynamic(bare, dynamic, weight_type=QuantType.QInt8)
+    yield "original, ONNX Runtime dynamic INT8", dynamic
+    both = folder / "both.onnx"
+    quantize_dynamic(optimized, both, weight_type=QuantType.QInt8, extra_options={"DefaultTensorType": 1})
+    yield "original, optimizer and dynamic INT8", both
+    indices = balanced_indices(work.labels(work.data.fit), CALIBRATION, seed=0)
+    feeds = [work.data.fit.feeds([index]) for index in indices]
+    static = folder / "nncf.onnx"
+    quantized = nncf.quantize(model, nncf.Dataset(feeds), model_type=nncf.ModelType.TRANSFORMER)
+    onnx.save(quantized, static)
+    yield "original, NNCF static INT8", static
+
+
+def run_of(session: OrtSession, feeds: list[dict[str, Any]]) -> Callable[[], object]:
+    """Return a function that runs the next of `feeds`, over and over."""
+    names = [spec.name for spec in session.inputs]
+    turns = cycle([{name: feed[name] for name in names} for feed in feeds])
+    return lambda: session.run(next(turns))
+
+
+def main(model: Path, data: Path, run: Path) -> None:
+    """Print the table."""
+    plan = make_plan(read_recipe(None, {"model.path": model, "data.path": data}))
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        folder = Path(scratch)
+        work = plan.start(folder)
+        plain = folder / "plain.onnx"
+        with quiet():
+            work.export(plan.model, plain)
+            files = {
+                "original, plain": plain,
+                "original, as tlc fuses it": run / "original.onnx",
+                **dict(peers(plain, plan.model.arch.config["config"], work, folder)),
+                "shipped by tlc": run / "model.onnx",
+            }
+        shipped, _classes = read_metadata(run / "model.onnx")
+        if shipped != work.fed:
+            raise SystemExit("The file that shipped has another tokenizer: compare runs without vocabulary:data.")
+        feeds = work.timing_feeds(LENGTHS)
+        sessions = {name: stack.enter_context(OrtSession(path, threads=1)) for name, path in files.items()}
+        runs = {name: run_of(session, feeds) for name, session in sessions.items()}
+        measured = measure_interleaved(runs, rounds=ROUNDS, block=LENGTHS)
+        part = work.data.evaluation
+        answers = {name: work.answers(session, part) for name, session in sessions.items()}
+    floats = [name for name in files if "INT8" not in name and name.startswith("original")]
+    best = min(floats, key=lambda name: measured[name].p50_ms)
+    print(f"ONNX Runtime {onnxruntime.__version__}, NNCF {nncf.__version__}. Speed-ups are over: {best}.\n")
+    print(COLUMNS)
+    print("|:--|--:|--:|--:|--:|--:|--:|")
+    for name, path in files.items():
+        gain = speedup(measured[best], measured[name])
+        score, change = work.score(answers[name], part), work.change(answers["original, plain"], answers[name], part)
+        points = change.change_points
+        print(
+            f"| {name} | {path.stat().st_size / 1e6:.1f} | {measured[name].p50_ms:.3f} "
+            f"| {gain.estimate:.2f} [{gain.low:.2f}, {gain.high:.2f}] | {score.correct} of {score.samples} "
+            f"| {100 * score.top1:.2f} | {points.estimate:+.2f} [{points.low:+.2f}, {points.high:+.2f}] |"
+        )
+    if busy := disturbance(measured):
+        print(f"\n{busy}")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:4]))
