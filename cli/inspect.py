@@ -8,7 +8,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from tlc.compress.inspect import Inspection, Layer
+    from tlc.compress.inspection import Inspection, Layer
 
 _BAR = 20
 """Characters of a full bar."""
@@ -74,7 +74,7 @@ def _summary(found: "Inspection") -> "RenderableType":
         "stored as": ", ".join(found.dtypes),
         "parameters": f"{found.parameters:,}",
         "MACs": "not known without an input" if found.macs is None else f"{found.macs:,}",
-        "input": "x".join(map(str, found.input_shape or ("not known",))),
+        "input": _input_text(found),
         "images": "" if fed is None else f"{fed.channels}, resize {fed.resize}, mean {fed.mean}, std {fed.std}",
         "classes": classes or "not known",
     }
@@ -83,6 +83,12 @@ def _summary(found: "Inspection") -> "RenderableType":
         if value:
             table.add_row(Text(name, style="bold"), Text(value))
     return table
+
+
+def _input_text(found: "Inspection") -> str:
+    if found.task is not None:
+        return f"texts of at most {found.max_length:,} tokens, for {found.task.replace('-', ' ')}"
+    return "x".join(map(str, found.input_shape or ("not known",)))
 
 
 def _table(title: str, rows: "tuple[Layer, ...]") -> "RenderableType":

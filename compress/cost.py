@@ -17,8 +17,7 @@ def macs(module: nn.Module, example: Tensor) -> int:
     was_training = module.training
     module.eval()
     try:
-        # The fused attention of eval mode is one opaque operation to the counter.
-        with torch.no_grad(), _plain_attention(), FlopCounterMode(display=False) as counter:
+        with counting(module) as counter:
             module(example[:1])
     finally:
         module.train(was_training)
@@ -31,10 +30,17 @@ def parameters(module: nn.Module) -> int:
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
+def counting(module: nn.Module) -> Iterator[FlopCounterMode]:
+    """Count what `module` computes within, without gradients; a multiply-accumulate counts as two operations."""
     enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    torch.backends.mha.set_fastpath_enabled(False)  # one opaque operation to the counter
+    for parameter in trained:  # the counter fails on a parameter that is handed to a module, as DeBERTa does
+        parameter.requires_grad_(False)
     try:
-        yield
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from tlc.calibration.preprocess import Preprocess
 from tlc.compress.checkpoint import is_saved, load_saved
@@ -15,63 +13,24 @@ from tlc.compress.cost import parameters
 from tlc.compress.formats import Checkpoint, is_counter, read_checkpoint
 from tlc.compress.hf import class_names
 from tlc.compress.inputs import PreprocessOptions, default_preprocess, resolve_preprocess
-from tlc.compress.load import check_images, count_outputs, fill, open_model
+from tlc.compress.inspect_text import inspect_text
+from tlc.compress.inspection import (
+    Inspection,
+    Layer,
+    file_bytes,
+    int8_share,
+    layers_of,
+    macs_by_module,
+    operators_of,
+    parts_of,
+)
+from tlc.compress.load import count_outputs, fill, open_model
 from tlc.compress.matching import suggest
 from tlc.compress.model import Model
 from tlc.compress.prune import check_prunable
 from tlc.compress.student import removable_blocks
+from tlc.compress.text_model import is_text_model
 from tlc.runtime.errors import TlcError
-
-_QUANTIZABLE = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.MultiheadAttention)
-
-
-class Layer(BaseModel):
-    """One layer that holds weights, or a top-level part that holds layers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    kind: str
-    """Class name; empty where the file holds weights alone."""
-    shape: tuple[int, ...]
-    """Of the weight; () for a part."""
-    parameters: int
-    share_ratio: float
-    """Of the model's parameters."""
-    macs: int | None
-    """Of one sample; None where the layer never ran or no input is known."""
-
-
-class Inspection(BaseModel):
-    """What `tlc inspect` shows."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str
-    format: str
-    file_bytes: int
-    dtypes: tuple[str, ...]
-    """Of the floating tensors as stored."""
-    arch: str | None
-    """None where the file does not say and `--arch` was not given."""
-    suggested_archs: tuple[str, ...]
-    num_classes: int | None
-    classes: tuple[str, ...]
-    input_shape: tuple[int, int, int] | None
-    """(C, H, W) of one sample."""
-    preprocess: Preprocess | None
-    """None where nobody said how images are normalised."""
-    parameters: int
-    macs: int | None
-    """Multiply-accumulates of one sample."""
-    parts: tuple[Layer, ...]
-    layers: tuple[Layer, ...]
-    operators: dict[str, int]
-    """Layers by class."""
-    notes: tuple[str, ...]
-    possibilities: tuple[str, ...]
-    """What tlc could do with it."""
-    next_step: str
 
 
 def inspect_model(path: Path, *, arch: str | None = None, options: PreprocessOptions | None = None) -> Inspection:
@@ -81,6 +40,8 @@ def inspect_model(path: Path, *, arch: str | None = None, options: PreprocessOpt
     damaged or names foreign classes.
     """
     options = options or PreprocessOptions()
+    if is_text_model(path, arch):
+        return inspect_text(path, arch)
     if path.is_dir() and is_saved(path):
         model = load_saved(path, arch=arch)
         model = _with_preprocess(model, resolve_preprocess(model.preprocess, None, options))
@@ -90,7 +51,6 @@ def inspect_model(path: Path, *, arch: str | None = None, options: PreprocessOpt
         if checkpoint.record is None:
             return _of_weights(checkpoint)
     opened = open_model(path, arch)
-    check_images(opened.arch, path)
     module = fill(opened)
     checkpoint = opened.checkpoint
     notes: tuple[str, ...] = (*checkpoint.notes, *opened.matched.notes)
@@ -123,11 +83,6 @@ def _neutral(options: PreprocessOptions) -> PreprocessOptions:
     return options.model_copy(update={"mean": (0.0,) * count, "std": (1.0,) * count})
 
 
-def _file_bytes(path: Path) -> int:
-    files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
-    return sum(file.stat().st_size for file in files)
-
-
 def _of_weights(checkpoint: Checkpoint) -> Inspection:
     state = {name: value for name, value in checkpoint.state.items() if not is_counter(name)}
     total = sum(value.numel() for name, value in state.items() if not _is_statistic(name))
@@ -140,7 +95,7 @@ def _of_weights(checkpoint: Checkpoint) -> Inspection:
     return Inspection(
         path=str(checkpoint.path),
         format=checkpoint.format,
-        file_bytes=_file_bytes(checkpoint.path),
+        file_bytes=file_bytes(checkpoint.path),
         dtypes=checkpoint.dtypes,
         arch=None,
         suggested_archs=close,
@@ -150,7 +105,7 @@ def _of_weights(checkpoint: Checkpoint) -> Inspection:
         preprocess=None,
         parameters=total,
         macs=None,
-        parts=_parts(layers, {}, total),
+        parts=parts_of(layers, {}, total),
         layers=layers,
         operators={},
         notes=(*checkpoint.notes, f"weights only: the file does not say how the network computes; {what}"),
@@ -192,12 +147,12 @@ def _of_network(
     notes: tuple[str, ...],
 ) -> Inspection:
     total = parameters(module)
-    costs = _macs_by_module(module, model.preprocess) if model is not None else {}
-    layers = tuple(_layers(module, costs, total))
+    costs = _macs(module, model.preprocess) if model is not None else {}
+    layers = layers_of(module, costs)
     return Inspection(
         path=str(path),
         format=kind,
-        file_bytes=_file_bytes(path),
+        file_bytes=file_bytes(path),
         dtypes=dtypes,
         arch=model.arch.text if model else None,
         suggested_archs=(),
@@ -207,79 +162,27 @@ def _of_network(
         preprocess=model.preprocess if model else None,
         parameters=total,
         macs=costs.get("") if model else None,
-        parts=_parts(layers, costs, total),
+        parts=parts_of(layers, costs, total),
         layers=layers,
-        operators=dict(Counter(type(layer).__name__ for layer in module.modules() if not layer._modules).most_common()),
+        operators=operators_of(module),
         notes=notes,
         possibilities=_possibilities(module, model),
         next_step=f"Run: tlc compress {path} --data DIR" if model else "",
     )
 
 
-def _layers(module: nn.Module, costs: Mapping[str, int], total: int) -> list[Layer]:
-    rows = []
-    seen: set[int] = set()
-    for name, layer in module.named_modules():
-        own = [value for value in layer._parameters.values() if value is not None and id(value) not in seen]
-        seen.update(id(value) for value in own)
-        if not own:
-            continue
-        count = sum(value.numel() for value in own)
-        shape = tuple(max(own, key=torch.Tensor.numel).shape)
-        share = count / max(total, 1)
-        cost = costs.get(name) if name or not layer._modules else None
-        rows.append(
-            Layer(name=name, kind=type(layer).__name__, shape=shape, parameters=count, share_ratio=share, macs=cost)
-        )
-    return rows
-
-
-def _parts(layers: tuple[Layer, ...], costs: Mapping[str, int], total: int) -> tuple[Layer, ...]:
-    """Sum layers by the first component of their names that tells them apart."""
-    names = [layer.name for layer in layers]
-    depth = 1
-    while len(names) > 1 and len({".".join(name.split(".")[:depth]) for name in names}) == 1 and depth < 6:
-        depth += 1
-    counts: Counter[str] = Counter()
-    for layer in layers:
-        counts[".".join(layer.name.split(".")[:depth])] += layer.parameters
-    return tuple(
-        Layer(name=name, kind="", shape=(), parameters=count, share_ratio=count / max(total, 1), macs=costs.get(name))
-        for name, count in counts.items()
-    )
-
-
-def _macs_by_module(module: nn.Module, preprocess: Preprocess) -> dict[str, int]:
-    """Return multiply-accumulates of one sample by module name, "" for all of it."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one opaque operation to the counter
+def _macs(module: nn.Module, preprocess: Preprocess) -> dict[str, int]:
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            module(torch.zeros(1, *preprocess.input_shape))
+        return macs_by_module(module, (torch.zeros(1, *preprocess.input_shape),))
     except RuntimeError as error:
         shape = "x".join(map(str, preprocess.input_shape))
         message = f"the network does not run on an input of {shape}: {str(error).splitlines()[0]}"
         raise TlcError(message, hint="Pass the size it was trained on with --input CxHxW.") from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    top = type(module).__name__
-    costs = {"": counter.get_total_flops() // 2}
-    for name, operations in counter.get_flop_counts().items():
-        if name.startswith(f"{top}."):
-            costs[name.removeprefix(f"{top}.")] = sum(operations.values()) // 2
-    return costs
 
 
 def _possibilities(module: nn.Module, model: Model | None) -> tuple[str, ...]:
-    quantizable = [layer for layer in module.modules() if isinstance(layer, _QUANTIZABLE)]
-    held = sum(value.numel() for layer in quantizable for value in layer.parameters())
-    kinds = Counter(type(layer).__name__ for layer in quantizable)
-    shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    found = []
-    if model is not None:
-        found += [_depth(model), _width(model)]
-    found.append(f"INT8: {shown} hold {held / max(parameters(module), 1):.1%} of the parameters")
-    return tuple(found)
+    found = [_depth(model), _width(model)] if model is not None else []
+    return (*found, int8_share(module))
 
 
 def _depth(model: Model) -> str:

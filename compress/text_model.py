@@ -60,6 +60,15 @@ def config_of(module: nn.Module) -> Any:
     return vars(module.get_submodule("model"))["config"]
 
 
+def embedding_rows(module: nn.Module) -> int:
+    """Return how many tokens a text network embeds, factorised or not."""
+    network: Any = module.get_submodule("model")
+    table: Any = network.get_input_embeddings()
+    first: Any = table[0] if isinstance(table, nn.Sequential) else table
+    count: int = first.num_embeddings
+    return count
+
+
 def _check_max_length(max_length: int, config: Any) -> None:
     limit = position_limit(config)
     if max_length > limit:
@@ -121,8 +130,7 @@ def load_text_model(
     content, recorded_length = read_tokenizer(source)
     module = fill(opened)
     config = config_of(module)
-    network: Any = module.get_submodule("model")
-    check_vocabulary(content, network.get_input_embeddings().num_embeddings, source, path)
+    check_vocabulary(content, embedding_rows(module), source, path)
     if max_length is None:
         max_length = min(position_limit(config), recorded_length)
     _check_max_length(max_length, config)

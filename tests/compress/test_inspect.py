@@ -5,13 +5,16 @@ import pytest
 import torch
 import torchvision
 from click.testing import CliRunner
+from tiny_text import FAMILIES, write_tiny
 from torch import nn
 
 from tlc.cli.inspect import inspect_command
 from tlc.compress.checkpoint import save_model
 from tlc.compress.inputs import PreprocessOptions
-from tlc.compress.inspect import Inspection, inspect_model
+from tlc.compress.inspect import inspect_model
+from tlc.compress.inspection import Inspection
 from tlc.compress.load import load_model
+from tlc.compress.text_model import load_text_model, save_text_model
 from tlc.runtime.errors import TlcError
 
 
@@ -123,6 +126,40 @@ def test_the_cifar_network_shows_the_blocks_that_can_go(assets: Path) -> None:
 
 
 @pytest.mark.assets
-def test_a_text_model_is_refused(assets: Path) -> None:
-    with pytest.raises(TlcError, match="a text model; images cannot be fed to it"):
-        inspect_model(assets / "movie-sentiment" / "model")
+def test_a_real_text_model_is_described(assets: Path) -> None:
+    found = inspect_model(assets / "movie-sentiment" / "model")
+    assert (found.task, found.max_length, found.classes) == ("sequence-classification", 512, ("negative", "positive"))
+    assert found.parameters == 22_713_986
+    # Of 128 tokens: six layers of four 384 x 384 and two 384 x 1536 products and of two products of attention, then
+    # the pooler and the head on the first token.
+    layer = 128 * (4 * 384 * 384 + 2 * 384 * 1536) + 2 * 128 * 128 * 384
+    assert found.macs == 6 * layer + 384 * 384 + 384 * 2
+    assert found.possibilities[1].startswith("width: 12 heads and 1,536 intermediate channels")
+    assert found.possibilities[2].startswith("vocabulary: the embeddings of 30,522 tokens hold 51.6%")
+    assert found.next_step.endswith("--data TEXTS.csv")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_model_of_each_family_is_described(tmp_path: Path, family: str) -> None:
+    folder = write_tiny(tmp_path / "model", family)
+    found = inspect_model(folder)
+    assert (found.task, found.max_length, found.num_classes) == ("sequence-classification", 64, 2)
+    assert found.format == "Hugging Face folder, safetensors"
+    assert "4 heads and 64 intermediate channels" in found.possibilities[1]
+    assert sum(part.share_ratio for part in found.parts) == pytest.approx(1)
+    save_text_model(load_text_model(folder), tmp_path / "saved")
+    again = inspect_model(tmp_path / "saved")
+    assert again.format == "tlc model"
+    assert (again.layers, again.macs) == (found.layers, found.macs)
+
+
+def test_a_text_model_without_its_tokenizer_is_described_with_what_is_missing(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    found = inspect_model(folder)
+    assert found.num_classes == 2
+    assert "holds no tokenizer.json" in found.notes[-1]
+    assert "--tokenizer" in found.next_step
+    done = CliRunner().invoke(inspect_command, [str(folder)], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "texts of at most 64 tokens, for sequence classification" in " ".join(done.output.split())
