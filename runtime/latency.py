@@ -162,20 +162,27 @@ def speedup(
 
 
 def disturbance(latencies: Mapping[str, Latency], *, limit_ratio: float = 1.5) -> str | None:
-    """Return a sentence for the report's warnings when a median is above `limit_ratio` times its smallest sample.
+    """Return a sentence for the report's warnings when runs mostly take above `limit_ratio` times their fastest.
 
     Other work on the cores then interrupts most runs. Taking turns does not cancel that: a long run meets more
     interruptions than a short one, so speedups come out too large. Seen on 2 cores with a load of 5: 5.9x for a pair
-    that differs by about 2x when little else runs.
+    that differs by about 2x when little else runs. A run is compared with those at the same place of other blocks, since
+    the inputs of a block may be of different lengths.
     """
-    name, latency = max(latencies.items(), key=lambda item: item[1].p50_ms / item[1].min_ms)
-    ratio = latency.p50_ms / latency.min_ms
+    name, latency = max(latencies.items(), key=lambda item: _slowdown(item[1]))
+    ratio = _slowdown(latency)
     if ratio <= limit_ratio:
         return None
     return (
-        f"The machine was busy: the median of {name} ({latency.p50_ms:.3f} ms) is {ratio:.1f} times its fastest run "
-        f"({latency.min_ms:.3f} ms; limit {limit_ratio:g}). Stop other work on this machine and measure again."
+        f"The machine was busy: runs of {name} (p50 {latency.p50_ms:.3f} ms) mostly took {ratio:.1f} times as long as "
+        f"the fastest of the same input (limit {limit_ratio:g}). Stop other work on this machine and measure again."
     )
+
+
+def _slowdown(latency: Latency) -> float:
+    """Return by what factor runs are slower than the fastest at their place in a block: median over the places."""
+    rounds = np.asarray(latency.samples_ns, np.float64).reshape(-1, latency.block)
+    return float(np.median(np.median(rounds, axis=0) / rounds.min(axis=0)))
 
 
 def _warm(run: Callable[[], object], runs: int, min_ms: float, clock_ns: Callable[[], int]) -> None:

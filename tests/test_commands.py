@@ -1,4 +1,4 @@
-"""Every command and Python block of the documents runs as written, in a folder with small models, photographs and texts."""
+"""Every command and Python block of the documents runs as written, in a folder with small models and data."""
 
 import os
 import re

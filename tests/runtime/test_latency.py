@@ -223,12 +223,14 @@ def test_unequal_rounds_and_too_few_resamples_are_refused() -> None:
         speedup(Latency((1,), block=1), Latency((1,), block=1), resamples=100)
 
 
-def test_a_busy_machine_is_told_by_the_distance_of_median_and_fastest_run() -> None:
+def test_a_busy_machine_is_told_by_the_distance_of_usual_and_fastest_runs_of_an_input() -> None:
     quiet = Latency(tuple(range(1000, 1100)), block=1)
     busy = Latency((*[2 * _MS] * 10, *[5 * _MS] * 30), block=1)
     assert disturbance({"a": quiet, "b": quiet}) is None
     assert disturbance({"a": quiet, "int8": busy}) == (
-        "The machine was busy: the median of int8 (5.000 ms) is 2.5 times its fastest run (2.000 ms; limit 1.5). "
-        "Stop other work on this machine and measure again."
+        "The machine was busy: runs of int8 (p50 5.000 ms) mostly took 2.5 times as long as the fastest of the same "
+        "input (limit 1.5). Stop other work on this machine and measure again."
     )
     assert disturbance({"int8": busy}, limit_ratio=2.5) is None
+    lengths = Latency((_MS, 4 * _MS, 9 * _MS) * 20, block=3)  # short and long texts in turns
+    assert disturbance({"texts": lengths}) is None
