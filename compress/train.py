@@ -50,8 +50,8 @@ class TrainSettings(BaseModel):
     """Stop after this many epochs without a better held-out score; 0 never stops early."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """Decay a step of an exponential moving average of the weights, which is what is evaluated and kept; 0 is off."""
-    clip_norm: float = Field(5.0, gt=0)
-    """Largest L2 norm of the gradient."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Largest L2 norm of the gradient: 5 for images, 1 for texts."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 autocast: auto uses it where the GPU or the CPU has instructions for it."""
     augment: Augment | None = None
@@ -71,6 +71,7 @@ class TrainSettings(BaseModel):
             "batch_size": 64 if texts else 128,
             "learning_rate": 0.05 if sgd else 1e-4 if texts else 1e-3,
             "weight_decay": 5e-4 if sgd else 0.01,
+            "clip_norm": 1.0 if texts else 5.0,
         }
         given = {name: value for name, value in self if value is not None}
         return ResolvedTrainSettings(**{**decided, **given, "optimizer": "sgd" if sgd else "adamw"})
@@ -84,6 +85,7 @@ class ResolvedTrainSettings(TrainSettings):
     optimizer: Literal["sgd", "adamw"]
     learning_rate: float
     weight_decay: float
+    clip_norm: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,9 +116,9 @@ def test_settings_left_open_are_decided_by_what_is_trained() -> None:
     images, texts = TrainSettings().resolved("images"), TrainSettings().resolved("texts")
 
     assert (images.optimizer, images.epochs, images.batch_size) == ("sgd", 10, 128)
-    assert (images.learning_rate, images.weight_decay) == (0.05, 5e-4)
+    assert (images.learning_rate, images.weight_decay, images.clip_norm) == (0.05, 5e-4, 5.0)
     assert (texts.optimizer, texts.epochs, texts.batch_size) == ("adamw", 20, 64)
-    assert (texts.learning_rate, texts.weight_decay) == (1e-4, 0.01)
+    assert (texts.learning_rate, texts.weight_decay, texts.clip_norm) == (1e-4, 0.01, 1.0)
 
 
 def test_settings_that_were_given_stay() -> None:
