@@ -81,7 +81,7 @@ def _described(path: Path, module: nn.Module, arch: Architecture, classes: tuple
         max_length=limit,
         parameters=total,
         macs=costs[""],
-        parts=parts_of(layers, costs, total),
+        parts=parts_of(layers, costs, total, len(encoder_of(module).name.split(".")) + 1),
         layers=layers,
         operators=operators_of(module),
         notes=(),

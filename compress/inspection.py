@@ -94,10 +94,9 @@ def layers_of(module: nn.Module, costs: Mapping[str, int]) -> tuple[Layer, ...]:
     return tuple(rows)
 
 
-def parts_of(layers: tuple[Layer, ...], costs: Mapping[str, int], total: int) -> tuple[Layer, ...]:
-    """Sum layers by the first component of their names that tells them apart."""
+def parts_of(layers: tuple[Layer, ...], costs: Mapping[str, int], total: int, depth: int = 1) -> tuple[Layer, ...]:
+    """Sum layers by the first components of their names: `depth`, or more where those do not tell them apart."""
     names = [layer.name for layer in layers]
-    depth = 1
     while len(names) > 1 and len({".".join(name.split(".")[:depth]) for name in names}) == 1 and depth < 6:
         depth += 1
     counts: Counter[str] = Counter()

@@ -136,6 +136,7 @@ def test_a_real_text_model_is_described(assets: Path) -> None:
     assert found.macs == 6 * layer + 384 * 384 + 384 * 2
     assert found.possibilities[1].startswith("width: 12 heads and 1,536 intermediate channels")
     assert found.possibilities[2].startswith("vocabulary: the embeddings of 30,522 tokens hold 51.6%")
+    assert [part.name.rpartition(".")[2] for part in found.parts] == ["embeddings", "encoder", "pooler", "classifier"]
     assert found.next_step.endswith("--data TEXTS.csv")
 
 
