@@ -35,6 +35,8 @@ _MOVING = (*MOVING, "Concat", "MaxPool")
 """Operators whose outputs are values of their first input (Concat: of all inputs)."""
 _POOLS = ("AveragePool", "GlobalAveragePool", "MaxPool")
 _LARGEST = 127
+_OPEN_SIZE = 16
+"""Tokens in a text: more than 1, for which every layer would be a product with a vector."""
 
 Edge = tuple[int, int]
 """Index of a node, index of its input."""
@@ -101,7 +103,7 @@ class _Graph:
         self.writer = {name: index for index, node in enumerate(self.nodes) for name in node.output}
         sized = [node for node in self.nodes if node.op_type in (*WEIGHTED, "ReduceMean")]
         names = {name for node in sized for name in (node.input[0], node.output[0])}
-        self.shapes = shapes_at_batch_one(model, names)
+        self.shapes = shapes_at_batch_one(model, names, _open_sizes(model))
 
     def source(self, edge: Edge) -> str:
         name: str = self.nodes[edge[0]].input[edge[1]]
@@ -109,6 +111,13 @@ class _Graph:
 
     def variable_inputs(self, node: onnx.NodeProto) -> list[int]:
         return [position for position, name in enumerate(node.input) if name and not self.view.is_constant(name)]
+
+
+def _open_sizes(model: onnx.ModelProto) -> dict[str, int]:
+    """Return a size for every open dimension of the inputs but the batch, such as the length of texts."""
+    dims = [list(value.type.tensor_type.shape.dim) for value in model.graph.input]
+    batch = {sizes[0].dim_param for sizes in dims if sizes}
+    return {dim.dim_param: _OPEN_SIZE for sizes in dims for dim in sizes[1:] if dim.dim_param} | dict.fromkeys(batch, 1)
 
 
 def _edges(graph: _Graph, ignored: Sequence[str]) -> tuple[set[int], set[Edge]]:

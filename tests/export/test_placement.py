@@ -282,6 +282,14 @@ def test_products_with_a_vector_and_small_ones_stay_in_float() -> None:
     assert quantized_tensors(net.model(net.op("MatMul", "x", net.floats(32, 24)))) == ["x"]
 
 
+def test_texts_of_open_length_are_not_taken_for_vectors() -> None:
+    net = FloatNet(("N", "T", 32))
+    product = net.op("MatMul", "x", net.floats(32, 24))
+    first = net.op("Gather", product, net.constant(np.int64(0)), axis=1)
+    assert quantized_tensors(net.model(product)) == ["x"]
+    assert quantized_tensors(net.model(net.op("MatMul", first, net.floats(24, 24)))) == ["x"]
+
+
 def test_attention_stays_in_float_between_its_layers() -> None:
     net = FloatNet(("N", CHANNELS, 32))
     normal = net.op("LayerNormalization", "x", net.constant(np.ones(32, "f")), net.constant(np.zeros(32, "f")))
