@@ -344,3 +344,16 @@ def test_processes_share_a_step_and_pad_on_their_own(tmp_path: Path) -> None:
     alone = [batch.indices for _, batch in samples.batches(Epoch(0, 0, 0, 3, 8, torch.device("cpu")))]
 
     assert [sorted([*one, *other]) for one, other in zip(*both, strict=True)] == [sorted(step) for step in alone]
+
+
+@pytest.mark.parametrize("family", [family for family in tiny_text.FAMILIES if family not in ("bert", "minilm")])
+@pytest.mark.parametrize("feature", ["hint", "relation"])
+def test_every_family_learns(family: str, feature: str, tmp_path: Path) -> None:
+    teacher = _model(tmp_path / "teacher", "sequence-classification", family)
+    student = _model(tmp_path / "student", "sequence-classification", family, layers=1, seed=1)
+    data = _data(teacher, tmp_path)
+    short, loss = TRAINING.model_copy(update={"epochs": 3}), LossSettings.model_validate({"feature": feature})
+
+    trained, _ = _distilled(teacher, student, data, tmp_path / "run", loss, short, layer_map=(1,))
+
+    assert _distance(teacher, trained, data[0]) < 0.9 * _distance(teacher, student, data[0])
