@@ -1,7 +1,7 @@
 """PyTorch text encoder -> float32 ONNX file with dynamic batch and length, checked against the module."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ def _mask(
     *,
     q_length: int,
     kv_length: int,
-    mask_function: Callable[..., Tensor],
+    mask_function: Any,
     attention_mask: Tensor | None,
     dtype: torch.dtype,
     device: torch.device,
@@ -169,5 +169,5 @@ def _mask(
         return bias
     ends = torch.arange(q_length, device=device)[:, None], torch.arange(kv_length, device=device)[None, :]
     zero = torch.zeros((), dtype=torch.long, device=device)
-    window = (1 - mask_function(zero, zero, *ends).to(dtype)) * MASKED
+    window: Tensor = (1 - mask_function(zero, zero, *ends).to(dtype)) * MASKED
     return window if bias is None else bias + window

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -62,7 +63,7 @@ def test_older_opsets_are_written(tmp_path: Path, opset: int) -> None:
 
 def test_the_same_module_gives_the_same_bytes_and_keeps_its_attention(tmp_path: Path) -> None:
     module = tiny_module("bert")
-    config = module.get_submodule("model").config
+    config = config_of(module)
     before = config._attn_implementation
     paths = [
         text_onnx_from_torch(module, PLAIN, tmp_path / name, opset=18, max_length=32).path for name in ("a.onnx", "b")
@@ -77,13 +78,18 @@ def test_the_mask_is_a_bias_that_float16_can_hold(tmp_path: Path) -> None:
     assert min(array.min() for array in constants if array.dtype == np.float32) == -10_000
 
 
+def config_of(module: nn.Module) -> Any:
+    return vars(module.get_submodule("model"))["config"]
+
+
 class FixedLength(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(20, 4)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.table(input_ids).reshape(-1, 8, 4).mean(1) * attention_mask[:, :1]
+        means: Tensor = self.table(input_ids).reshape(-1, 8, 4).mean(1)
+        return means * attention_mask[:, :1]
 
 
 class NoTable(nn.Module):
