@@ -14,7 +14,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from tlc.calibration.token_set import TextInput
 from tlc.export import grid_rules, ort_rules, placement_rules
+from tlc.export.metadata import fed_of
 from tlc.export.view import View, attribute
 from tlc.export.violation import Severity, Violation, broken
 from tlc.runtime.errors import TlcError
@@ -216,11 +218,14 @@ def _wide_integers(view: View, device: TensorRT) -> Iterator[Violation]:
 
 
 def _dynamic_shapes(view: View, _device: TensorRT) -> Iterator[Violation]:
-    """Only the batch may be open: for it, `tlc build` makes an optimisation profile."""
+    """Only the batch may be open, and the length of texts where the file records a limit: `tlc build` makes profiles."""
+    fed = fed_of(view.model)
+    texts = fed.inputs if isinstance(fed, TextInput) else ()
     for value in view.graph.input:
         dims = value.type.tensor_type.shape.dim
         open_axes = [index for index, dim in enumerate(dims) if not dim.HasField("dim_value")]
-        if value.name in view.inputs and (wrong := [index for index in open_axes if index > 0]):
+        wrong = [index for index in open_axes if index > (1 if value.name in texts else 0)]
+        if value.name in view.inputs and wrong:
             yield Violation(
                 node=value.name, op_type="", rule="dynamic-shape", severity="refused",
                 why=f"axes {wrong} of this input have no fixed size; the builder needs a profile for them",

@@ -40,7 +40,12 @@ def read_metadata(path: Path) -> tuple[Fed | None, tuple[str, ...]]:
     except Exception as error:  # protobuf's own errors differ between its backends
         raise TlcError(f"{path} is not an ONNX file.", hint="Give a file that an exporter wrote.") from error
     props = {prop.key: prop.value for prop in model.metadata_props}
-    return fed_from_json(props.get(_FED)), tuple(json.loads(props.get(_CLASSES, "[]")))
+    return fed_of(model), tuple(json.loads(props.get(_CLASSES, "[]")))
+
+
+def fed_of(model: onnx.ModelProto) -> Fed | None:
+    """Return what feeds the model, as `write_metadata` wrote it; None if it did not."""
+    return fed_from_json(next((prop.value for prop in model.metadata_props if prop.key == _FED), None))
 
 
 def fed_from_json(text: str | None) -> Fed | None:

@@ -1,5 +1,6 @@
 """Every rule: a small graph that breaks it, and its neighbour that does not."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,10 @@ import pytest
 from graphs import CHANNELS, Net, residual, two_convolutions
 from onnx import TensorProto, helper, numpy_helper
 
+from tlc.calibration.preprocess import Preprocess
+from tlc.calibration.token_set import TextInput
 from tlc.export.contract import Violation, check_model
+from tlc.export.metadata import write_metadata
 from tlc.runtime.target import load_target
 
 
@@ -345,6 +349,23 @@ def test_open_sizes() -> None:
     assert "[2, 3]" in broken.why
     assert "tlc build" in broken.fix
     assert rules(Net(("N", CHANNELS, 8, 8)).model("x")) == set()
+
+
+def test_the_length_of_texts_may_be_open_up_to_a_recorded_limit(tmp_path: Path) -> None:
+    onnx.save(Net(("N", "T")).model("x"), tmp_path / "m.onnx")
+    for fed in (
+        Preprocess(size=(8, 8), resize=None, mean=(0.5,), std=(0.5,), channels="gray"),
+        text_input("y"),
+        text_input("x"),
+    ):
+        write_metadata(tmp_path / "m.onnx", tmp_path / "fed.onnx", fed, ())
+        expected = set() if fed == text_input("x") else {"dynamic-shape"}
+        assert rules(onnx.load(tmp_path / "fed.onnx"), "jetson-orin") == expected
+
+
+def text_input(name: str) -> TextInput:
+    inputs = (name, "attention_mask")
+    return TextInput(task="sequence-classification", max_length=64, inputs=inputs, pad_id=0, tokenizer_sha256=64 * "0")
 
 
 def test_int8_on_a_device_without() -> None:
