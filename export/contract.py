@@ -218,7 +218,7 @@ def _wide_integers(view: View, device: TensorRT) -> Iterator[Violation]:
 
 
 def _dynamic_shapes(view: View, _device: TensorRT) -> Iterator[Violation]:
-    """Only the batch may be open, and the length of texts where the file records a limit: `tlc build` makes profiles."""
+    """Only the batch may be open, and texts whose largest length is recorded: `tlc build` makes profiles for both."""
     fed = fed_of(view.model)
     texts = fed.inputs if isinstance(fed, TextInput) else ()
     for value in view.graph.input:
