@@ -35,7 +35,8 @@ class LossSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     loss: Literal["logits", "decoupled"] = "logits"
-    """logits: softened logits (Hinton 2015); decoupled: decoupled KD (Zhao 2022), which needs labels."""
+    """logits: softened logits (Hinton 2015); decoupled: decoupled KD (Zhao 2022), which needs labels, so for images
+    alone."""
     temperature: float | None = Field(None, gt=0)
     """Softens both sides' logits; the loss is multiplied by its square. 4 for images, 2 for texts."""
     label_weight: float | None = Field(None, ge=0, le=1)

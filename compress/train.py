@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -317,7 +318,8 @@ def parameter_blocks(network: nn.Module, freeze: Sequence[str]) -> list[list[nn.
     """Group the trainable parameters by depth, input first; those that match `freeze` stop requiring gradients.
 
     A block is everything under the first name component that carries a number: `layer1`, `features.3`,
-    `encoder.layers.encoder_layer_0`; without a number, under the first component.
+    `encoder.layers.encoder_layer_0`; without a number, under the first component. Components that all names begin with
+    do not count.
 
     Raises:
         TlcError: a pattern matches no parameter, or nothing is left to train.
@@ -330,13 +332,16 @@ def parameter_blocks(network: nn.Module, freeze: Sequence[str]) -> list[list[nn.
                 f"freeze = {pattern!r} matches none of the {len(names)} parameters, such as {names[0]}.",
                 hint="Run `tlc inspect` to see the layers' names.",
             )
+    levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
     blocks: dict[str, list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         frozen = any(fnmatch(name, pattern) for pattern in freeze)
         parameter.requires_grad_(not frozen)
         if not frozen:
             parts = name.split(".")
-            numbered = next((i for i, part in enumerate(parts) if any(c.isdigit() for c in part)), 0)
+            inner = min(shared, len(parts) - 1)
+            numbered = next((i for i in range(inner, len(parts)) if any(c.isdigit() for c in parts[i])), inner)
             blocks.setdefault(".".join(parts[: numbered + 1]), []).append(parameter)
     if not blocks:
         raise TlcError(f"freeze = {list(freeze)} leaves no parameter to train.", hint="Freeze fewer layers.")

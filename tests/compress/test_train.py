@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from tiny import bars, seeded_net
 from tlc.compress.events import Event, silent
@@ -95,6 +96,12 @@ def test_blocks_are_ordered_from_the_input_and_split_at_the_first_numbered_name(
     sizes = [len(block) for block in parameter_blocks(seeded_net(), [])]
 
     assert sizes == [2, 9, 2]
+
+
+def test_blocks_of_a_network_inside_another_are_the_same() -> None:
+    wrapped = nn.ModuleDict({"model": nn.ModuleDict({"inner": seeded_net()})})
+
+    assert [len(block) for block in parameter_blocks(wrapped, [])] == [2, 9, 2]
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_learning_rate(tmp_path: Path) -> None:
