@@ -1,8 +1,11 @@
 """The tokenizer of a text model: found, read, and checked against the model before anything is spent."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from pydantic import JsonValue
 
 from tlc.calibration.tokens import load_tokenizer
 from tlc.compress.hf import read_json, transformers
@@ -11,6 +14,8 @@ from tlc.runtime.errors import TlcError
 TOKENIZER_NAME = "tokenizer.json"
 _OLDER = ("vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model")
 """Vocabularies that transformers turns into a tokenizer.json."""
+_GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Tokenizer classes that take tokenizer.json as it is."""
 _NO_LIMIT = 1 << 24
 """transformers writes 1e30 where a tokenizer sets no length."""
 
@@ -34,6 +39,7 @@ def read_tokenizer(source: Path) -> tuple[str, int]:
             hint="Pass --tokenizer with the tokenizer.json, or the folder that save_pretrained of the tokenizer wrote.",
         )
     settings = read_json(folder / "tokenizer_config.json") or {}
+    _check_case(content, settings, folder)
     length = settings.get("model_max_length")
     return content, int(length) if isinstance(length, int | float) and 0 < length < _NO_LIMIT else _NO_LIMIT
 
@@ -45,6 +51,19 @@ def _read(file: Path) -> str:
         raise TlcError(f"{file} is not UTF-8: {error}", hint="Copy or download it again.") from error
     parse_tokenizer(content, file)
     return content
+
+
+def _check_case(content: str, settings: Mapping[str, JsonValue], folder: Path) -> None:
+    """Refuse files that disagree on case: transformers follows tokenizer_config.json for all but generic classes."""
+    normalizer = json.loads(content).get("normalizer") or {}
+    stored, wanted = normalizer.get("lowercase"), settings.get("do_lower_case")
+    if settings.get("tokenizer_class") in _GENERIC or None in (stored, wanted) or stored == wanted:
+        return
+    raise TlcError(
+        f"{folder}: {TOKENIZER_NAME} says lowercase {json.dumps(stored)}, tokenizer_config.json says do_lower_case "
+        f"{json.dumps(wanted)}, which transformers followed in training",
+        hint="Where the model was made, run AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR).",
+    )
 
 
 def parse_tokenizer(content: str, source: Path) -> Any:

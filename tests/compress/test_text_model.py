@@ -194,6 +194,21 @@ def test_a_missing_tokenizer_is_said(tmp_path: Path) -> None:
         load_text_model(folder, tokenizer=tmp_path / "none.json")
 
 
+def test_a_tokenizer_that_disagrees_with_its_config_on_case_is_refused(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "model")
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    followed = transformers.AutoTokenizer.from_pretrained(folder)
+    assert followed("Good").input_ids != tiny_tokenizer().encode("Good").ids
+    with pytest.raises(TlcError, match=r"says lowercase true, tokenizer_config\.json says do_lower_case false"):
+        load_text_model(folder)
+    followed.save_pretrained(folder)
+    from tokenizers import Tokenizer
+
+    saved = Tokenizer.from_str(load_text_model(folder).tokenizer)
+    assert saved.encode("Good").ids == followed("Good").input_ids
+
+
 @pytest.mark.parametrize(
     ("content", "message"), [(b"{}", "is not a tokenizer"), (b"\xff\xfe", "is not UTF-8"), (b"", "is not a tokenizer")]
 )
