@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tests.support.tiny_text import FAMILIES, tiny_config
+from tiny_text import FAMILIES, tiny_config
 from torch import nn
 
 from tlc.compress.text_layers import embeddings_name, encoder_of, recorded, self_attentions, transformer_layers
