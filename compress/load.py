@@ -117,6 +117,11 @@ def open_model(path: Path, arch: str | None = None, num_classes: int | None = No
 
 
 def _open_folder(folder: Path, arch: str | None, num_classes: int | None) -> Opened:
+    if (folder / "adapter_config.json").is_file():
+        raise TlcError(
+            f"{folder} holds an adapter (LoRA or another of peft), not a whole model",
+            hint="Merge it: PeftModel.from_pretrained(base, DIR).merge_and_unload().save_pretrained(OUT).",
+        )
     if not (folder / "config.json").is_file():
         hint = "Give a model file, a folder that tlc wrote (model.json), or one of Hugging Face (config.json)."
         raise TlcError(f"{folder} is a folder without a model in it", hint=hint)

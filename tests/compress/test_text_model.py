@@ -295,6 +295,13 @@ def test_images_and_texts_are_not_mixed_up(tmp_path: Path) -> None:
         load_text_model(tmp_path / "resnet")
 
 
+def test_an_adapter_alone_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}', encoding="utf-8")
+    with pytest.raises(TlcError, match="holds an adapter .*, not a whole model") as caught:
+        load_text_model(tmp_path)
+    assert "merge_and_unload" in caught.value.hint
+
+
 def test_what_is_no_model_is_no_text_model(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2), tmp_path / "linear.pt")
     (tmp_path / "notes.txt").write_text("hello", encoding="utf-8")
