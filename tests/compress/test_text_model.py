@@ -297,7 +297,7 @@ def test_images_and_texts_are_not_mixed_up(tmp_path: Path) -> None:
 
 def test_an_adapter_alone_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}', encoding="utf-8")
-    with pytest.raises(TlcError, match="holds an adapter .*, not a whole model") as caught:
+    with pytest.raises(TlcError, match=r"holds an adapter .*, not a whole model") as caught:
         load_text_model(tmp_path)
     assert "merge_and_unload" in caught.value.hint
 
