@@ -45,6 +45,11 @@ class TextModel:
     history: tuple[str, ...] = ()
     """One line per stage that made it, oldest first."""
 
+    @property
+    def input_shape(self) -> tuple[int]:
+        """The most tokens of a text, (T,)."""
+        return (self.text.max_length,)
+
     def after(self, step: str, module: nn.Module) -> "TextModel":
         """Return the successor that `step` made."""
         return replace(self, module=module, history=(*self.history, step))
