@@ -52,8 +52,8 @@ def distill_text(
     again. `layer_map` has for each layer of the student the layer of the teacher that its features are compared with,
     but the student's last layer, which its head reads, is always compared with the teacher's last. `folder` keeps the
     state after each epoch; `logits_folder`, one for each teacher, its logits where they can be cached: for one class
-    per text and without a feature loss. Else the teacher runs in every step, and every pass over the texts is varied anew. Neither
-    model is changed.
+    per text and without a feature loss. Else the teacher runs in every step, and every pass over the texts is varied
+    anew. Neither model is changed.
 
     Raises:
         UsageError: the loss needs labels that varied texts do not have.
