@@ -3,9 +3,14 @@
 import copy
 import time
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from tlc.calibration.texts import TextSet
+from tlc.calibration.tokens import token_lengths
 from tlc.compress.plan import Plan
+from tlc.compress.text_model import TextModel
 from tlc.compress.train import bf16_is_fast
 from tlc.runtime.capability import missing
 
@@ -15,16 +20,18 @@ _TIMED_STEPS = 3
 def plan_lines(plan: Plan) -> list[str]:
     """Return the plan as lines of text; times come from a few timed training steps of the original on noise."""
     step_s, forward_s = _seconds_per_sample(plan)
-    recipe, splits, count = plan.recipe, plan.splits, len(plan.splits.fit)
+    recipe, splits, count, kind = plan.recipe, plan.splits, len(plan.splits.fit), plan.kind
+    shape = "x".join(map(str, plan.model.input_shape))
     lines = [
         f"model      {recipe.model.path} ({plan.model.arch.text}, {plan.model.num_classes} classes, "
-        f"input {'x'.join(map(str, plan.model.preprocess.input_shape))})",
+        f"{'input ' + shape if kind == 'images' else 'at most ' + shape + ' tokens'})",
         f"data       {splits.path}: {count} to train on, {len(splits.holdout)} held out, "
         f"{len(splits.evaluation)} to evaluate on",
-        f"target     {plan.target.name}, budget {recipe.max_drop_points:g} points of top-1",
+        f"target     {plan.target.name}, budget {recipe.max_drop_points:g} points of accuracy",
     ]
-    passes = recipe.train.resolved("images").epochs
-    teacher_s = min(recipe.distill.views, max(1, passes)) * count * forward_s
+    passes = recipe.train.resolved(kind).epochs
+    cached = recipe.distill.resolved(kind).feature == "none"
+    teacher_s = (min(recipe.distill.views, max(1, passes)) if cached else passes) * count * forward_s
     if plan.student.value is None:
         lines.append(f"distill    no: {plan.student.reason}")
     else:
@@ -34,15 +41,16 @@ def plan_lines(plan: Plan) -> list[str]:
         lines.append(f"prune      no: {plan.prune.reason}")
     else:
         epochs = recipe.prune.steps * recipe.prune.recovery_epochs
+        what = "channels" if kind == "images" else "heads and inner channels"
         lines.append(
-            f"prune      {100 * float(plan.prune.value):.0f} % of the channels in {recipe.prune.steps} steps, "
+            f"prune      {100 * float(plan.prune.value):.0f} % of the {what} in {recipe.prune.steps} steps, "
             f"{epochs} epochs of recovery, at most {_duration(epochs * count * step_s)}"
         )
     if "int8" in plan.target.precisions:
-        lines.append(f"quantize   INT8, calibrated on {min(recipe.quantize.samples, count)} training images")
+        lines.append(f"quantize   INT8, calibrated on {min(recipe.quantize.samples, count)} training {kind}")
     else:
         lines.append(f"quantize   no: {plan.target.name} has no INT8 arithmetic.")
-    lines.append(f"measure    accuracy on {len(splits.evaluation)} images")
+    lines.append(f"measure    accuracy on {len(splits.evaluation)} {kind}")
     if reason := missing(plan.target):
         lines[-1] += f"; no latency: {reason}"
     else:
@@ -55,22 +63,34 @@ def plan_lines(plan: Plan) -> list[str]:
 
 def _seconds_per_sample(plan: Plan) -> tuple[float, float]:
     """Return seconds of a training step and of a forward pass of the original, each divided by the batch size."""
-    size = min(plan.recipe.train.resolved("images").batch_size, len(plan.splits.fit))
+    size = min(plan.recipe.train.resolved(plan.kind).batch_size, len(plan.splits.fit))
     network = copy.deepcopy(plan.model.module).to(memory_format=torch.channels_last).train()
-    images = torch.zeros(size, *plan.model.preprocess.input_shape).to(memory_format=torch.channels_last)
+    inputs = _inputs(plan, size)
     bf16 = bf16_is_fast()
     steps, forwards = [], []
     for _ in range(_TIMED_STEPS):
         start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = network(images).float().square().mean()
+            loss = network(*inputs).float().square().mean()
         loss.backward()
         steps.append(time.perf_counter() - start)
         start = time.perf_counter()
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            network(images)
+            network(*inputs)
         forwards.append(time.perf_counter() - start)
     return min(steps) / size, min(forwards) / size
+
+
+def _inputs(plan: Plan, size: int) -> tuple[Tensor, ...]:
+    """Return inputs of no meaning: black images, or texts of an ordinary length."""
+    if isinstance(plan.model, TextModel):
+        texts = plan.splits.fit
+        assert isinstance(texts, TextSet)
+        length = int(np.median(token_lengths(texts, plan.model.tokenizer).clip(max=plan.model.text.max_length)))
+        return tuple(
+            torch.ones(size, length, dtype=torch.int64) * (name == "attention_mask") for name in plan.model.text.inputs
+        )
+    return (torch.zeros(size, *plan.model.input_shape).to(memory_format=torch.channels_last),)
 
 
 def _duration(seconds: float) -> str:

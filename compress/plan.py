@@ -11,6 +11,7 @@ from tlc.compress.image_work import ImageWork, prepare_images
 from tlc.compress.inputs import PreprocessOptions
 from tlc.compress.load import load_model
 from tlc.compress.model import Model
+from tlc.compress.objective import Kind
 from tlc.compress.prune import check_prunable
 from tlc.compress.quantize import check_calibration, check_target
 from tlc.compress.recipe import Recipe
@@ -58,6 +59,11 @@ class Plan:
     prune: Decision
     unlabeled: TextSet | None = None
     """Texts to distil on besides."""
+
+    @property
+    def kind(self) -> Kind:
+        """What the model is for."""
+        return "texts" if isinstance(self.model, TextModel) else "images"
 
     def start(self, cache: Path) -> Work[Any, Any, Any]:
         """Return the stages of the run, with the data prepared."""

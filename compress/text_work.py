@@ -321,8 +321,9 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
     def _dynamic(
         self, float_onnx: Path, out: Path, suffix: str, _emit: Emit, *, mode: Literal["all", "matmul"] = "all"
     ) -> Quantized:
+        fused, _note = self.fused(float_onnx, out.parent)
         dynamic_int8(
-            float_onnx,
+            fused,
             out,
             mode=mode,
             max_length=self.fed.max_length,

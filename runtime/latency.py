@@ -166,8 +166,8 @@ def disturbance(latencies: Mapping[str, Latency], *, limit_ratio: float = 1.5) -
 
     Other work on the cores then interrupts most runs. Taking turns does not cancel that: a long run meets more
     interruptions than a short one, so speedups come out too large. Seen on 2 cores with a load of 5: 5.9x for a pair
-    that differs by about 2x when little else runs. A run is compared with those at the same place of other blocks, since
-    the inputs of a block may be of different lengths.
+    that differs by about 2x when little else runs. A run is compared with those at the same place of other blocks,
+    since the inputs of a block may be of different lengths.
     """
     name, latency = max(latencies.items(), key=lambda item: _slowdown(item[1]))
     ratio = _slowdown(latency)
