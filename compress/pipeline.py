@@ -144,8 +144,8 @@ class _Pipeline:
             "teacher": original.stage.key,
             "student": spec,
             **({"multiple": self.target.channel_multiple} if "width" in spec else {}),
-            "loss": self.recipe.distill.resolved("images").model_dump(mode="json"),
-            "train": self.recipe.train.resolved("images").model_dump(mode="json"),
+            "loss": self.recipe.distill.resolved(self.plan.kind).model_dump(mode="json"),
+            "train": self.recipe.train.resolved(self.plan.kind).model_dump(mode="json"),
             **self._common,
         }
 
@@ -174,8 +174,10 @@ class _Pipeline:
             "prune": self.recipe.prune.model_dump(mode="json"),
             "ratio": ratio,
             "multiple": self.target.channel_multiple,
-            "loss": self.recipe.distill.resolved("images").model_dump(mode="json"),
-            "train": self.recipe.train.resolved("images").model_dump(mode="json", exclude={"epochs", "learning_rate"}),
+            "loss": self.recipe.distill.resolved(self.plan.kind).model_dump(mode="json"),
+            "train": self.recipe.train.resolved(self.plan.kind).model_dump(
+                mode="json", exclude={"epochs", "learning_rate"}
+            ),
             **self._common,
         }
 

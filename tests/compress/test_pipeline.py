@@ -68,7 +68,7 @@ def _started(events: list[Event]) -> dict[str, bool]:
 def every_step_pays() -> Iterator[None]:
     """A network of 20 microseconds is within the noise: let no measured ratio decide what these runs keep."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "is_faster", lambda *_: Interval(estimate=2, low=2, high=2))
+        patch.setattr(pipeline, "speedup", lambda *_, **__: Interval(estimate=2, low=2, high=2))
         yield
 
 
