@@ -20,6 +20,8 @@ _TOKENS_PER_CHANNEL = 16
 """Bounds the work of the second moments."""
 _RIDGE = 0.1
 """Share of the mean variance added to each channel's: few tokens say little about many channels."""
+_ROUNDS = 32
+"""How often the costs are seen anew while units go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,20 +120,23 @@ def _adding(total: Tensor, mask: Tensor) -> Callable[[nn.Module, Any], None]:
 
 
 def keep_units(module: nn.Module, units: Units, moments: Tensor, count: int) -> None:
-    """Remove all but the `count` units whose loss would cost most, in place.
+    """Remove all but `count` units, in place: those that cost least, a few at a time.
 
     The cost of a unit is the squared error of the reader's output without it, once the other channels (and a constant,
-    where the reader has a bias) stand in for it as well as a linear estimate can: tr(W_u ((C⁻¹)_uu)⁻¹ W_uᵀ) with C the
-    covariance of the reader's input (Hassibi and Stork 1993, "Second order derivatives for network pruning: Optimal
-    Brain Surgeon", for a linear layer). The reader then gets the weights of that estimate for all units that are gone.
+    where the reader has a bias) stand in for it by the best linear estimate: tr(W_u ((C⁻¹)_uu)⁻¹ W_uᵀ), C being the
+    covariance of the reader's input. The reader gets the weights of that estimate, C⁻¹ loses the unit, and the costs of
+    those left are seen anew (Hassibi and Stork 1993, "Second order derivatives for network pruning: Optimal Brain
+    Surgeon", for the error of a linear layer). `moments` as `second_moments` returns them.
     """
     reader = module.get_submodule(units.reader)
     assert isinstance(reader, nn.Linear)
+    before = reader.weight.detach().double()
     covariance, mean = _covariance(moments, centred=reader.bias is not None)
-    costs = _costs(reader.weight.detach().double(), covariance, units)
-    kept = costs.topk(count).indices.sort().values
-    gone = torch.tensor(sorted(set(range(units.count)) - set(kept.tolist())), dtype=torch.long)
-    _narrow(reader, covariance, mean, _channels(kept, units.width), _channels(gone, units.width))
+    weight, kept = _removed_one_by_one(before, covariance, units, count)
+    if reader.bias is not None:
+        constant = before @ mean - weight @ mean[_channels(kept, units.width)]
+        reader.bias = nn.Parameter((reader.bias.detach().double() + constant).float())
+    reader.weight, reader.in_features = nn.Parameter(weight.float()), weight.shape[1]
     for name, copies in units.makers:
         path, _, leaf = name.rpartition(".")
         layer = module.get_submodule(path)
@@ -146,33 +151,40 @@ def keep_units(module: nn.Module, units: Units, moments: Tensor, count: int) -> 
 
 
 def _covariance(moments: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:
-    """Return the channels' covariance, and their mean, which is 0 where no constant can be estimated with."""
-    second, mean = moments[:-1, :-1], moments[-1, :-1]
-    covariance = second - torch.outer(mean, mean) if centred else second.clone()
+    """Return the covariance and the mean of the channels, about 0 where no constant can be estimated with."""
+    mean = moments[-1, :-1]
+    covariance = moments[:-1, :-1] - torch.outer(mean, mean) if centred else moments[:-1, :-1].clone()
     covariance.diagonal().add_(_RIDGE * covariance.diagonal().mean() + torch.finfo(torch.float32).tiny)
-    return covariance, mean if centred else torch.zeros_like(mean)
+    return covariance, mean
 
 
-def _costs(weight: Tensor, covariance: Tensor, units: Units) -> Tensor:
-    """Return the cost of losing each unit, (count,) float64."""
-    inverse = torch.linalg.inv(covariance)
-    blocks = inverse.reshape(units.count, units.width, units.count, units.width)
-    own = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (count, width, width)
-    weights = weight.reshape(-1, units.count, units.width).permute(1, 2, 0)  # (count, width, outputs)
+def _removed_one_by_one(weight: Tensor, covariance: Tensor, units: Units, count: int) -> tuple[Tensor, Tensor]:
+    """Return the reader's weights (outputs, channels) for the units that stay, and which these are, ascending."""
+    inverse, kept = torch.linalg.inv(covariance), torch.arange(units.count)
+    at_once = max(1, (units.count - count) // _ROUNDS)
+    while len(kept) > count:
+        order = _costs(weight, inverse, units.width).argsort(stable=True)
+        going = min(at_once, len(kept) - count)
+        staying = order[going:].sort().values
+        gone, stay = _channels(order[:going], units.width), _channels(staying, units.width)
+        taken_over = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, stay])
+        weight = weight[:, stay] - weight[:, gone] @ taken_over
+        inverse = inverse[stay][:, stay] - inverse[stay][:, gone] @ taken_over
+        kept = kept[staying]
+    return weight, kept
+
+
+def _costs(weight: Tensor, inverse: Tensor, width: int) -> Tensor:
+    """Return the cost of losing each unit, (units,) float64."""
+    count = len(inverse) // width
+    own = inverse.reshape(count, width, count, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    weights = weight.reshape(-1, count, width).permute(1, 2, 0)  # (units, width, outputs)
     costs: Tensor = (weights * torch.linalg.solve(own, weights)).sum((1, 2))
     return costs
 
 
-def _narrow(reader: nn.Linear, covariance: Tensor, mean: Tensor, kept: Tensor, gone: Tensor) -> None:
-    """Keep the reader's channels `kept` and let them stand in for those that are `gone`."""
-    weight = reader.weight.detach().double()
-    estimate = torch.linalg.solve(covariance[kept][:, kept], covariance[kept][:, gone])  # (kept, gone)
-    added = weight[:, gone] @ estimate.T
-    reader.weight = nn.Parameter((weight[:, kept] + added).float())
-    if reader.bias is not None:
-        constant = weight[:, gone] @ mean[gone] - added @ mean[kept]
-        reader.bias = nn.Parameter((reader.bias.detach().double() + constant).float())
-    reader.in_features = len(kept)
+def _channels(units: Tensor, width: int) -> Tensor:
+    return (units[:, None] * width + torch.arange(width)).flatten()
 
 
 def _count_heads(module: nn.Module, units: Units, count: int) -> None:
@@ -181,7 +193,3 @@ def _count_heads(module: nn.Module, units: Units, count: int) -> None:
     attention = module.get_submodule(f"{units.layer}.{family.attention}")
     for attribute, value in zip(family.counts, (count, count * units.width), strict=False):
         setattr(attention, attribute, value)
-
-
-def _channels(units: Tensor, width: int) -> Tensor:
-    return (units[:, None] * width + torch.arange(width)).flatten()
