@@ -90,9 +90,9 @@ def answers_of(logits: Logits, tokens: Tokens, longest: int = 30) -> tuple[str, 
         start, end = sample[:, context_places].astype(np.float64)
         # Row d holds the answers of d + 1 tokens, each at its first one.
         scores = np.full((min(longest, len(start)), len(start)), -np.inf)
-        for more in range(len(scores)):
-            scores[more, : len(start) - more] = start[: len(start) - more] + end[more:]
-        more, first = np.unravel_index(int(scores.argmax()), scores.shape)
+        for extra in range(len(scores)):
+            scores[extra, : len(start) - extra] = start[: len(start) - extra] + end[extra:]
+        more, first = divmod(int(scores.argmax()), len(start))
         if may_be_none and float(sample[:, 0].astype(np.float64).sum()) >= scores[more, first]:
             found.append("")
             continue

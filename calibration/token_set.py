@@ -72,8 +72,9 @@ class Tokens:
         """What the rows of `gather` should answer: (N,) classes, or (M,) tags of the tokens that have one."""
         if self.tags is None:
             return self.labels
-        flat = np.concatenate(self.tags) if self.tags else np.zeros(0, np.int64)
-        return flat[flat != UNLABELED]
+        flat: Ints = np.concatenate(self.tags) if self.tags else np.zeros(0, np.int64)
+        known: Ints = flat[flat != UNLABELED]
+        return known
 
     def subset(self, indices: Ints | Sequence[int]) -> "Tokens":
         """Return the samples at `indices`, in that order."""

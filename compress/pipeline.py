@@ -309,7 +309,8 @@ class _Pipeline:
         }
 
     def _load(self, known: Version) -> Network:
-        return self.work.load(known.stage.path, known.arch)
+        network: Network = self.work.load(known.stage.path, known.arch)
+        return network
 
     def _exported(self, name: str, stage: StageResult, model: Network, arch: str | None = None) -> Version:
         work = self.work.for_network(model)

@@ -40,6 +40,7 @@ def distill_to(recipe: Recipe, output: Path, emit: Emit = silent) -> Network:
         raise TlcError(f"There is no student to train: {plan.student.reason}", hint="Name one: --student depth:0.5.")
     with tempfile.TemporaryDirectory(prefix="tlc-") as folder:
         work = plan.start(Path(folder))
+        student: Network
         student, _ = work.make_student(
             plan.model, plan.student.value, teacher_key="teacher", folder=Path(folder), emit=emit
         )
@@ -55,6 +56,7 @@ def prune_to(recipe: Recipe, output: Path, emit: Emit = silent) -> Network:
         raise TlcError(f"There is nothing to prune: {plan.prune.reason}", hint="Name a share: --ratio 0.3.")
     with tempfile.TemporaryDirectory(prefix="tlc-") as folder:
         work = plan.start(Path(folder))
+        pruned: Network
         pruned, _ = work.make_pruned(
             plan.model, plan.model, plan.prune.value, teacher_key="teacher", folder=Path(folder), emit=emit
         )

@@ -109,8 +109,9 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
             return encode(part.texts, network.tokenizer, network.text)
 
         data = self.data
-        parts = (data.fit, data.holdout, data.evaluation, data.judge)
-        again = Data(*(encoded(part) for part in parts), data.cache)
+        again = Data(
+            encoded(data.fit), encoded(data.holdout), encoded(data.evaluation), encoded(data.judge), data.cache
+        )
         more = None if self.unlabeled is None else encoded(self.unlabeled)
         return TextWork(self.recipe, self.target, network.text, self.classes, again, network.tokenizer, more)
 
@@ -208,6 +209,8 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
         """Write the model as float32 ONNX and return how far it is from torch on real texts."""
         fed = self.fed
         text_onnx_from_torch(model.module, fed.inputs, path, opset=self.target.opset, max_length=fed.max_length)
+        # What takes the file wants to know how long a text may be.
+        write_metadata(path, path, fed, self.classes)
         few = self.data.fit.subset(some(len(self.data.fit), _CHECK_SAMPLES))
 
         def by_torch(feeds: Feeds) -> Answers:
@@ -436,8 +439,8 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
         """Return the paired change."""
         if part.spans is None:
             return super().change(before, after, part)
-        wrong = [(~right(answers, part)).astype(np.int64) for answers in (before, after)]
-        return accuracy_change(*wrong, np.zeros(len(part), np.int64), ("answered exactly",))
+        lost, kept = ((~right(answers, part)).astype(np.int64) for answers in (before, after))
+        return accuracy_change(lost, kept, np.zeros(len(part), np.int64), ("answered exactly",))
 
     def agreement(self, reference: Answers, candidate: Answers, part: Tokens) -> Agreement:
         """Return how far the candidate's answers are from the reference's."""

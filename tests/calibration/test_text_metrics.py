@@ -28,7 +28,8 @@ JSON = tiny_tokens.wordpiece()
 
 
 def log(probabilities: list[list[float]]) -> NDArray[np.float32]:
-    return np.log(np.array(probabilities)).astype(np.float32)
+    values: NDArray[np.float32] = np.log(np.array(probabilities)).astype(np.float32)
+    return values
 
 
 def test_calibration_error_is_that_of_torchmetrics_documentation() -> None:

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import tiny
+from tlc.calibration.images import ImageSet
 from tlc.calibration.metrics import accuracy_change, score
+from tlc.calibration.preprocess import Preprocess
 from tlc.compress import pipeline
 from tlc.compress.checkpoint import load_saved
 from tlc.compress.events import Event, StageStarted
@@ -90,7 +92,7 @@ def test_a_run_ends_with_measured_files_that_say_how_to_feed_them(finished: tupl
         assert row.latency is not None
         assert len(row.latency.samples_ms) == 10
         preprocess, classes = read_metadata(out / row.file)
-        assert preprocess is not None
+        assert isinstance(preprocess, Preprocess)
         assert (preprocess.input_shape, classes) == ((1, 8, 8), ("flat", "upright"))
     chosen = next(row for row in report.measurements if row.name == report.chosen)
     assert sha256_file(out / "model.onnx") == chosen.sha256
@@ -101,6 +103,7 @@ def test_a_run_ends_with_measured_files_that_say_how_to_feed_them(finished: tupl
 def test_the_reported_accuracy_is_that_of_the_file(inputs: Path, finished: tuple[Path, Report]) -> None:
     out, report = finished
     evaluation = make_plan(recipe(inputs)).splits.evaluation
+    assert isinstance(evaluation, ImageSet)
     session = ort.InferenceSession(out / "int8.onnx")
     images = [
         (np.asarray(evaluation.image(i), np.float32)[None, None] / 255 - 0.5) / 0.25 for i in range(len(evaluation))
