@@ -6,7 +6,7 @@ import onnx
 import pytest
 import torch
 from tiny_text import FAMILIES, TASKS
-from tiny_text_onnx import MAX_LENGTH, PLAIN, TYPED, ort_logits, tiny_module, token_batch, torch_logits
+from tiny_text_onnx import MAX_LENGTH, PLAIN, TYPED, ort_logits, tiny_module, tiny_onnx, token_batch, torch_logits
 from torch import Tensor, nn
 
 from tlc.export.opset import opset_of
@@ -26,10 +26,10 @@ def ops(path: Path) -> set[str]:
 
 @pytest.mark.parametrize(("family", "task", "inputs"), CASES, ids=lambda case: "".join(case) if case else "")
 def test_every_family_gives_the_logits_of_torch_at_any_batch_size_and_length(
-    tmp_path: Path, family: str, task: str, inputs: tuple[str, ...]
+    family: str, task: str, inputs: tuple[str, ...]
 ) -> None:
     module = tiny_module(family, task)
-    exported = text_onnx_from_torch(module, inputs, tmp_path / "m.onnx", opset=18, max_length=MAX_LENGTH)
+    exported = tiny_onnx(family, task, inputs)
     assert exported.simplified
     for count, length in ((1, 2), (1, 11), (4, MAX_LENGTH)):
         feeds = token_batch(count, length, inputs)

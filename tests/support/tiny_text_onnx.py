@@ -1,17 +1,21 @@
 """Small text networks and token batches for tests of export."""
 
+import atexit
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnxruntime as ort
 import tiny_text
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tlc.compress.hf_text import TextLogits
+from tlc.export.onnx import OnnxExport
 from tlc.export.text_onnx import text_onnx_from_torch
+from tlc.export.transformer import fuse_for_onnxruntime
 
 MAX_LENGTH = 48
 PLAIN = ("input_ids", "attention_mask")
@@ -30,9 +34,47 @@ def tiny_module(family: str, task: str = "sequence-classification", **shape: int
 
 
 @cache
-def tiny_onnx(path: Path, family: str, task: str = "sequence-classification", inputs: tuple[str, ...] = PLAIN) -> Path:
-    """Export `tiny_module`; once per path."""
-    return text_onnx_from_torch(tiny_module(family, task), inputs, path, opset=18, max_length=MAX_LENGTH).path
+def tiny_onnx(family: str, task: str = "sequence-classification", inputs: tuple[str, ...] = PLAIN) -> OnnxExport:
+    """Export `tiny_module`, once per test process: it takes seconds."""
+    path = _folder() / f"{family}-{task}-{len(inputs)}.onnx"
+    return text_onnx_from_torch(tiny_module(family, task), inputs, path, opset=18, max_length=MAX_LENGTH)
+
+
+@cache
+def tiny_fused(family: str, task: str = "sequence-classification", inputs: tuple[str, ...] = PLAIN) -> Path:
+    """Fuse `tiny_onnx`, once per test process."""
+    source = tiny_onnx(family, task, inputs).path
+    out = source.with_suffix(".fused.onnx")
+    fuse_for_onnxruntime(source, out, max_length=MAX_LENGTH)
+    return out
+
+
+@cache
+def _folder() -> Path:
+    folder = TemporaryDirectory(prefix="tiny-text-onnx-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+class OwnAttention(nn.Module):
+    """Attention in the usual form, with any scale, fewer channels than its input, and no biases."""
+
+    def __init__(self, factor: float, *, first: bool = False) -> None:
+        super().__init__()
+        self.table = nn.Embedding(100, 32)
+        self.query, self.key, self.value = (nn.Linear(32, 16, bias=False) for _ in range(3))
+        self.output, self.norm, self.head = nn.Linear(16, 32), nn.LayerNorm(32), nn.Linear(32, 3)
+        self.factor, self.first = factor, first
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the logits of the first token, (N, 3), or of every token."""
+        x = self.table(input_ids)
+        q, k, v = (part(x).reshape(*x.shape[:2], 2, 8).transpose(1, 2) for part in (self.query, self.key, self.value))
+        bias = (1 - attention_mask[:, None, None, :].to(torch.float32)) * -10_000.0
+        weights = torch.softmax(q @ k.transpose(2, 3) * self.factor + bias, -1)
+        y = self.norm(x + self.output((weights @ v).transpose(1, 2).reshape(*x.shape[:2], 16)))
+        logits: Tensor = self.head(y[:, 0] if self.first else y)
+        return logits
 
 
 def token_batch(count: int, length: int, inputs: tuple[str, ...] = PLAIN, seed: int = 1) -> dict[str, np.ndarray]:

@@ -1,0 +1,134 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, numpy_helper
+from tiny_text import FAMILIES, TASKS
+from tiny_text_onnx import MAX_LENGTH, PLAIN, OwnAttention, ort_logits, tiny_fused, tiny_onnx, token_batch
+
+from tlc.export.dynamic_int8 import dynamic_int8
+from tlc.export.text_onnx import text_onnx_from_torch
+from tlc.export.transformer import fuse_for_onnxruntime
+from tlc.runtime.errors import TlcError
+
+CASES = [*[(family, TASKS[0]) for family in FAMILIES], ("bert", TASKS[1]), ("electra", TASKS[2])]
+
+
+def ops(path: Path) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def constants(path: Path) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+
+
+def signal_to_noise_db(found: np.ndarray, expected: np.ndarray) -> float:
+    centred = expected - expected.mean()
+    return float(10 * np.log10((centred**2).sum() / ((found - expected) ** 2).sum()))
+
+
+@pytest.mark.parametrize(("family", "task"), CASES)
+def test_every_family_stays_close_to_float32(tmp_path: Path, family: str, task: str) -> None:
+    plain, source = tiny_onnx(family, task).path, tiny_fused(family, task)
+    record = dynamic_int8(source, tmp_path / "int8.onnx", max_length=MAX_LENGTH)
+    feeds = token_batch(64, 20)
+    counted = slice(None) if task == TASKS[0] else feeds["attention_mask"] == 1
+    found, expected = (ort_logits(path, feeds)[counted] for path in (tmp_path / "int8.onnx", plain))
+    assert signal_to_noise_db(found, expected) > 20
+    assert record.embeddings
+    assert record.attentions + record.matmuls >= 6
+    assert (tmp_path / "int8.onnx").stat().st_size < 0.6 * source.stat().st_size
+
+
+def test_a_bert_is_quantised_whole_but_for_its_classifier(tmp_path: Path) -> None:
+    source = tiny_fused("bert")
+    record = dynamic_int8(source, tmp_path / "int8.onnx", max_length=MAX_LENGTH)
+    count = ops(tmp_path / "int8.onnx")
+    assert (record.matmuls, record.attentions, record.embeddings, record.weight_bits) == (9, 1, True, 8)
+    assert (count["DynamicQuantizeMatMul"], count["QAttention"], count["DynamicQuantizeLinear"]) == (9, 1, 1)
+    assert (count["MatMul"], count["Add"], count["Attention"], count["Gemm"]) == (0, 0, 0, 1)
+    floats = {
+        name: array.shape for name, array in constants(tmp_path / "int8.onnx").items() if array.dtype == np.float32
+    }
+    assert max(np.prod(shape) for name, shape in floats.items() if "position" not in name) <= 100  # scales of 100 words
+
+
+def test_weights_are_symmetric_per_channel_and_embeddings_per_row(tmp_path: Path) -> None:
+    source = tiny_fused("bert")
+    dynamic_int8(source, tmp_path / "int8.onnx", max_length=MAX_LENGTH)
+    before, after = constants(source), constants(tmp_path / "int8.onnx")
+    table = next(name for name, array in before.items() if array.shape == (100, 32))
+    assert after[f"{table}/int8"].dtype == np.int8
+    rows = after[f"{table}/int8"] * after[f"{table}/scale"]
+    step = np.abs(before[table]).max(1, keepdims=True) / 127
+    assert (np.abs(rows - before[table]) <= step * 0.5001).all()
+    packed = "attention/qkv"
+    assert after[f"{packed}/scale"].shape == (96,)
+    columns = after[f"{packed}/int8"] * after[f"{packed}/scale"]
+    assert (np.abs(columns - before[packed]) <= np.abs(before[packed]).max(0) / 127 * 0.5001).all()
+
+
+def test_seven_bits_are_seven_bits(tmp_path: Path) -> None:
+    source = tiny_fused("bert")
+    record = dynamic_int8(source, tmp_path / "int8.onnx", max_length=MAX_LENGTH, reduced_range=True)
+    assert record.weight_bits == 7
+    integers = {name: array for name, array in constants(tmp_path / "int8.onnx").items() if array.dtype == np.int8}
+    weights = [array for name, array in integers.items() if "embedding" not in name]
+    assert max(int(np.abs(array).max()) for array in weights) == 63
+
+
+def test_matmul_mode_leaves_the_table_of_tokens(tmp_path: Path) -> None:
+    source = tiny_fused("bert")
+    record = dynamic_int8(source, tmp_path / "int8.onnx", max_length=MAX_LENGTH, mode="matmul")
+    assert not record.embeddings
+    assert (100, 32) in {
+        array.shape for array in constants(tmp_path / "int8.onnx").values() if array.dtype == np.float32
+    }
+
+
+def test_the_plain_file_can_be_quantised_too(tmp_path: Path) -> None:
+    plain = tiny_onnx("bert").path
+    record = dynamic_int8(plain, tmp_path / "int8.onnx", max_length=MAX_LENGTH)
+    assert (record.matmuls, record.attentions) == (13, 0)
+    feeds = token_batch(64, 20)
+    assert signal_to_noise_db(ort_logits(tmp_path / "int8.onnx", feeds), ort_logits(plain, feeds)) > 20
+
+
+def test_attention_narrower_than_its_input_is_quantised(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = OwnAttention(8**-0.5).eval()
+    plain = text_onnx_from_torch(module, PLAIN, tmp_path / "m.onnx", opset=18, max_length=MAX_LENGTH).path
+    fuse_for_onnxruntime(plain, tmp_path / "fused.onnx", max_length=MAX_LENGTH)
+    record = dynamic_int8(tmp_path / "fused.onnx", tmp_path / "int8.onnx", max_length=MAX_LENGTH)
+    assert (record.matmuls, record.attentions) == (1, 1)  # the head has too few outputs
+    feeds = token_batch(1, 20)
+    assert signal_to_noise_db(ort_logits(tmp_path / "int8.onnx", feeds), ort_logits(plain, feeds)) > 20
+
+
+def test_weights_of_zero_stay_zero(tmp_path: Path) -> None:
+    plain = tiny_onnx("bert").path
+    model = onnx.load(plain)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and tuple(tensor.dims) == (32, 64):
+            tensor.CopyFrom(numpy_helper.from_array(np.zeros((32, 64), np.float32), tensor.name))
+    onnx.save(model, tmp_path / "zero.onnx")
+    dynamic_int8(tmp_path / "zero.onnx", tmp_path / "int8.onnx", max_length=MAX_LENGTH)
+    assert np.isfinite(ort_logits(tmp_path / "int8.onnx", token_batch(2, 9))).all()
+
+
+def test_the_same_file_gives_the_same_bytes(tmp_path: Path) -> None:
+    source = tiny_fused("bert")
+    for name in ("a.onnx", "b.onnx"):
+        dynamic_int8(source, tmp_path / name, max_length=MAX_LENGTH)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_a_file_that_is_quantised_already_is_refused(tmp_path: Path) -> None:
+    source = tiny_fused("bert")
+    dynamic_int8(source, tmp_path / "int8.onnx", max_length=MAX_LENGTH, mode="matmul")
+    with pytest.raises(TlcError, match="has no products with float32 weights to quantise"):
+        dynamic_int8(tmp_path / "int8.onnx", tmp_path / "out.onnx", max_length=MAX_LENGTH)
+    assert not (tmp_path / "out.onnx").exists()
