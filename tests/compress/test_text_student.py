@@ -1,4 +1,5 @@
 import copy
+import csv
 import functools
 import itertools
 import json
@@ -394,6 +395,25 @@ def test_share_that_keeps_all_changes_nothing() -> None:
 
     assert student is teacher
     assert record.parameters[0] == record.parameters[1]
+
+
+@pytest.mark.assets
+def test_half_of_a_real_network_answers_nearly_as_all_of_it(assets: Path) -> None:
+    folder = assets / "movie-sentiment"
+    teacher = load_text_model(folder / "model")
+    with (folder / "train.csv").open(encoding="utf-8", newline="") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    seen, unseen = feeds(teacher, texts[:200], 50), feeds(teacher, texts[-200:], 50)
+
+    student, record = text_student_from_teacher(
+        teacher, "width:0.5+vocabulary:data", score=lambda _module: 0.0, batches=seen, texts=texts
+    )
+
+    assert (record.heads, record.intermediate) == ((12, 6), (1536, 768))
+    assert record.vocabulary[1] < 0.5 * record.vocabulary[0]
+    found = logits(student, feeds(student, texts[-200:], 50))
+    agreement = (found.argmax(1) == logits(teacher, unseen).argmax(1)).float().mean()
+    assert agreement > 0.85
 
 
 def test_layers_are_paired_evenly_where_they_are_not_the_teachers() -> None:
