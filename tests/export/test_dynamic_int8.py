@@ -1,4 +1,5 @@
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ from onnx import TensorProto, numpy_helper
 from tiny_text import FAMILIES, TASKS
 from tiny_text_onnx import MAX_LENGTH, PLAIN, OwnAttention, ort_logits, tiny_fused, tiny_onnx, token_batch
 
+from tlc.calibration.texts import read_texts
+from tlc.calibration.tokens import encode, gather
+from tlc.compress.text_model import load_text_model
 from tlc.export.dynamic_int8 import dynamic_int8
 from tlc.export.text_onnx import text_onnx_from_torch
 from tlc.export.transformer import fuse_for_onnxruntime
@@ -132,3 +136,18 @@ def test_a_file_that_is_quantised_already_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TlcError, match="has no products with float32 weights to quantise"):
         dynamic_int8(tmp_path / "int8.onnx", tmp_path / "out.onnx", max_length=MAX_LENGTH)
     assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.assets
+def test_the_real_classifier_answers_alike_fused_and_in_int8(tmp_path: Path, assets: Path) -> None:
+    model = load_text_model(assets / "movie-sentiment" / "model", max_length=64)
+    texts = read_texts(assets / "movie-sentiment", task="sequence-classification").for_model(2, model.classes)
+    tokens = encode(texts.evaluation.subset(range(300)), model.tokenizer, model.text)
+    paths = [tmp_path / name for name in ("plain.onnx", "fused.onnx", "int8.onnx")]
+    text_onnx_from_torch(model.module, model.text.inputs, paths[0], opset=18, max_length=64)
+    assert fuse_for_onnxruntime(paths[0], paths[1], max_length=64).attention == 6
+    dynamic_int8(paths[1], paths[2], max_length=64)
+    plain, fused, int8 = (gather(partial(ort_logits, path), tokens) for path in paths)
+    np.testing.assert_allclose(fused, plain, atol=1e-4)
+    assert (int8.argmax(1) == plain.argmax(1)).mean() >= 0.97
+    assert paths[2].stat().st_size < 0.26 * paths[1].stat().st_size

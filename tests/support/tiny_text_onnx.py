@@ -2,9 +2,10 @@
 
 import atexit
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -95,9 +96,13 @@ def torch_logits(module: nn.Module, feeds: Mapping[str, np.ndarray]) -> np.ndarr
 
 def ort_logits(path: Path, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
     """Run an ONNX file in ONNX Runtime."""
+    (logits,) = _session(path, path.stat().st_mtime_ns).run(["logits"], dict(feeds))
+    return np.asarray(logits)
+
+
+@lru_cache(maxsize=4)
+def _session(path: Path, _written_ns: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    (logits,) = session.run(["logits"], dict(feeds))
-    return np.asarray(logits)
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
