@@ -26,8 +26,8 @@ class LayerNoise(BaseModel):
     module: str
     """Of the PyTorch module, as far as the weight kept its name; else the name of the tensor."""
     divergence: float
-    """Kullback-Leibler divergence of the softmax from that of the float network, nats, mean over the samples. Large
-    logits that a range cuts off do not count, as they decide nothing."""
+    """Kullback-Leibler divergence of the softmax from that of the float network, nats, mean over the samples, or over
+    their tokens where each is answered. Large logits that a range cuts off do not count, as they decide nothing."""
 
 
 def layer_noise(float_onnx: Path, quantized_onnx: Path, samples: Samples) -> tuple[LayerNoise, ...]:
@@ -162,8 +162,10 @@ class _QuantizedLayers:
 
 
 def _logits(model: onnx.ModelProto, batch: list[Feeds]) -> NDArray[np.float64]:
+    """Return all logits in rows, (M, K): one per sample, or one per token where every token is answered."""
     session = _session(model)
-    return np.concatenate([session.run(None, dict(sample))[0] for sample in batch]).astype(np.float64)
+    found = [session.run(None, dict(sample))[0] for sample in batch]
+    return np.concatenate([logits.reshape(-1, logits.shape[-1]) for logits in found]).astype(np.float64)
 
 
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from tlc.export.onnx import (
@@ -21,6 +23,7 @@ from tlc.export.onnx import (
     write_checked,
 )
 from tlc.export.token_probes import probe_sizes, random_tokens, tokens_that_count, word_table
+from tlc.export.view import View
 from tlc.runtime.errors import TlcError
 
 LENGTH_NAME = "T"
@@ -64,6 +67,7 @@ def text_onnx_from_torch(
             exported = exported_by_torch(module, examples, tuple(shape for _ in inputs), opset)
         _require_dynamic_shapes(exported, name)
         _drop_allowzero(exported)
+        _bound_masks(exported)
         vocabulary = _vocabulary(exported, name)
         probes = [_probe(module, inputs, size, vocabulary, name) for size in probe_sizes(max_length)]
     return write_checked(exported, probes, path, opset=opset, name=name)
@@ -108,6 +112,23 @@ def _drop_allowzero(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         if node.op_type == "Reshape" and node.input[1] not in constants:
             node.ClearField("attribute")
+
+
+def _bound_masks(model: onnx.ModelProto) -> None:
+    """Let Where mask scores with -10,000 too, as in DeBERTa, whose own attention writes the smallest float32."""
+    view = View(model)
+    bounded = "attention/masked"
+    for node in view.nodes:
+        if node.op_type != "Where" or {reader.op_type for reader in view.readers(node.output[0])} != {"Softmax"}:
+            continue
+        for place in (1, 2):
+            value = view.value(node.input[place])
+            if value is None or value.size != 1 or not value.item() < MASKED:
+                continue
+            if all(tensor.name != bounded for tensor in model.graph.initializer):
+                number = numpy_helper.from_array(np.asarray(MASKED, value.dtype), bounded)
+                model.graph.initializer.append(number)
+            node.input[place] = bounded
 
 
 @contextlib.contextmanager
