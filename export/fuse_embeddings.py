@@ -20,7 +20,7 @@ def add_up_embeddings(editor: Editor, words: str, max_length: int) -> int:
             continue
         terms = list(_terms(view, node.input[0]))
         lookups = {name: _lookup(view, name) for name in terms}
-        if not any(lookup is not None and lookup.input[0] == words for lookup in lookups.values()):
+        if not any(_is_made_of(view, name, words) for name in terms):
             continue
         rows: list[NDArray[Any]] = []
         tables: dict[str, onnx.NodeProto] = {}
@@ -78,6 +78,13 @@ def _lookup(view: View, name: str) -> onnx.NodeProto | None:
         return None
     table = view.value(node.input[0])
     return node if table is not None and table.ndim == 2 else None
+
+
+def _is_made_of(view: View, name: str, words: str) -> bool:
+    """Whether a tensor holds rows of the table of tokens, as they are or, of a factorised table, through a MatMul."""
+    while (node := view.producer(name)) is not None and node.op_type in ("Add", "MatMul"):
+        name = node.input[0]
+    return node is not None and node.op_type == "Gather" and bool(node.input[0] == words)
 
 
 def _uniform(view: View, name: str) -> int | None:

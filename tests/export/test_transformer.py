@@ -8,6 +8,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from tiny_text import FAMILIES, TASKS
 from tiny_text_onnx import MAX_LENGTH, PLAIN, TYPED, OwnAttention, ort_logits, tiny_onnx, token_batch
+from torch import Tensor, nn
 
 from tlc.export.first_token import run_on_first_token
 from tlc.export.text_onnx import text_onnx_from_torch
@@ -106,6 +107,33 @@ def test_scales_and_widths_of_attention_are_kept(tmp_path: Path, factor: float, 
     counted = slice(None) if first else feeds["attention_mask"] == 1
     expected = ort_logits(source, feeds)
     np.testing.assert_allclose(ort_logits(tmp_path / "fused.onnx", feeds)[counted], expected[counted], atol=2e-5)
+
+
+class Factorised(nn.Module):
+    """Embeddings of tokens through a product, plus those of positions and of a constant type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.project = nn.Embedding(100, 8), nn.Linear(8, 32, bias=False)
+        self.positions, self.types = nn.Embedding(64, 32), nn.Embedding(2, 32)
+        self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 3)
+        self.register_buffer("order", torch.arange(64)[None])
+        self.order: Tensor
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.project(self.words(input_ids)) + self.types(torch.zeros_like(input_ids))
+        x = self.norm(x + self.positions(self.order[:, : input_ids.shape[1]]))
+        logits: Tensor = self.head((x * attention_mask[..., None]).sum(1))
+        return logits
+
+
+def test_factorised_embeddings_are_added_up_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = text_onnx_from_torch(Factorised().eval(), PLAIN, tmp_path / "m.onnx", opset=18, max_length=32).path
+    record = fuse_for_onnxruntime(source, tmp_path / "fused.onnx", max_length=32)
+    assert record.embeddings == 2
+    feeds = token_batch(3, 20)
+    np.testing.assert_allclose(ort_logits(tmp_path / "fused.onnx", feeds), ort_logits(source, feeds), atol=5e-5)
 
 
 def test_a_file_that_is_no_text_encoder_is_refused(tmp_path: Path) -> None:
