@@ -51,16 +51,14 @@ def load_tokenizer(tokenizer_json: str) -> Any:
         ) from error
 
 
-def mask_token_id(tokenizer_json: str) -> int:
-    """Return the id of the tokenizer's mask token. Raises TlcError when it has none by a usual name."""
+def mask_token_id(tokenizer_json: str) -> int | None:
+    """Return the id of the tokenizer's mask token, [MASK] or <mask>; None where it has none."""
     tokenizer = load_tokenizer(tokenizer_json)
     for token in ("[MASK]", "<mask>"):
         found = tokenizer.token_to_id(token)
         if found is not None:
             return int(found)
-    raise TlcError(
-        "the tokenizer has no token [MASK] or <mask>", hint="Give the tokenizer.json of the model that was fine-tuned."
-    )
+    return None
 
 
 def token_lengths(texts: TextSet, tokenizer_json: str) -> Ints:

@@ -16,6 +16,7 @@ from tlc.compress.prune import check_prunable
 from tlc.compress.quantize import check_calibration, check_target
 from tlc.compress.recipe import Recipe
 from tlc.compress.student import check_student, removable_blocks
+from tlc.compress.text_distill import check_text_loss
 from tlc.compress.text_layers import transformer_layers
 from tlc.compress.text_model import TextModel, is_text_model, load_text_model
 from tlc.compress.text_student import check_text_student
@@ -124,6 +125,7 @@ def _plan_texts(recipe: Recipe, target: Target, model_sha256: str) -> Plan:
     unlabeled = None
     if recipe.data.unlabeled is not None:
         unlabeled = unlabeled_set(read_unlabeled(recipe.data.unlabeled, recipe.data.text_column), splits)
+    check_text_loss(recipe.distill)
     check_calibration(len(splits.fit), recipe.quantize)
     if "int8" in target.precisions:
         check_target(target, recipe.quantize)

@@ -61,19 +61,16 @@ def distill_text(
 
     """
     training, settings = training.resolved("texts"), loss.resolved("texts")
-    if settings.loss == "decoupled":
-        raise UsageError(
-            'distill.loss = "decoupled" needs the label of every text, which varied and unlabeled texts have not.',
-            hint='Set distill.loss = "logits".',
-        )
+    check_text_loss(loss)
     source = copy.deepcopy(teacher.module).requires_grad_(False).eval()
     if student.tokenizer != teacher.tokenizer:
         source = _Renumbered(source, teachers_ids(teacher.tokenizer, student.tokenizer))
     joined = _encoded_for(student, train)
     if unlabeled is not None:
         joined = joined.joined(_encoded_for(student, unlabeled))
-    augment = augment or TextAugment()
-    samples = TextSamples(joined, mask_token_id(student.tokenizer) if augment.mask else 0, augment)
+    mask_id = mask_token_id(student.tokenizer)
+    augment = augment or (TextAugment() if mask_id is not None else TextAugment(mask=0))
+    samples = TextSamples(joined, mask_id or 0, augment)
     cached = settings.feature == "none" and student.text.task == "sequence-classification"
     objective = TextDistillation(
         source,
@@ -99,6 +96,15 @@ def distill_text(
             what=what,
         )
     return student.after(f"{what}: {len(fitted.scores)} epochs, best {fitted.best_epoch}", fitted.network), fitted
+
+
+def check_text_loss(loss: LossSettings) -> None:
+    """Raise UsageError for a loss that needs what varied texts do not have."""
+    if loss.loss == "decoupled":
+        raise UsageError(
+            'distill.loss = "decoupled" needs the label of every text, which varied and unlabeled texts have not.',
+            hint='Set distill.loss = "logits".',
+        )
 
 
 def _encoded_for(model: TextModel, tokens: Tokens) -> Tokens:
