@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tlc.compress.bias import correct_biases, correct_biases_in_order
 from tlc.compress.sensitivity import LayerNoise, layer_noise, tensor_ranges
+from tlc.compress.smooth import smooth
 from tlc.export.fp16 import RANGE_SAMPLES, float32_on_data, name_nodes
 from tlc.export.half import constants_as_initializers
 from tlc.export.placement import place, quantized_tensors
@@ -128,7 +129,8 @@ def quantize_onnx(
     The same inputs give the same bytes. Memory does not grow with `count`.
 
     For ONNX Runtime and OpenVINO the quantisers are NNCF's; for ONNX Runtime `tlc.export.qdq` moves them. For TensorRT
-    `tlc.export.placement` places them, with ranges from the largest values of all samples.
+    `tlc.export.placement` places them, with ranges from the largest values of all samples. The activations of
+    transformers are smoothed first.
 
     Args:
         float_onnx: made by `onnx_from_torch`.
@@ -154,12 +156,13 @@ def quantize_onnx(
     excluded = [*matching_layers(model, settings.ignored), *ignored]
     stream = _Stream(samples, count, on_progress)
     if target.contract == "tensorrt":
+        smooth(model, stream)
         if not (names := quantized_tensors(model, ignored=excluded)):
             raise TlcError(
                 f"no layer of {float_onnx.name} gains from INT8 on {target.name}: all are too small, or left out",
                 hint="Use its float16 file.",
             )
-        ranges = tensor_ranges(float_onnx, names, stream, over_samples="extreme")
+        ranges = tensor_ranges(model, names, stream, over_samples="extreme")
         quantized = place(model, target, ranges, ignored=excluded)
         if settings.bias_correction == "fast":
             correct_biases(model, quantized, stream)
@@ -223,7 +226,7 @@ def _fit_onnx_runtime(quantized: onnx.ModelProto, float_onnx: Path, stream: "_St
     dequantize_rows(quantized)
     carry_through(quantized)  # a convolution behind a moved tensor is one with quantised inputs from now on
     if names := float_convolution_outputs(quantized):
-        quantize_tensors(quantized, tensor_ranges(float_onnx, names, stream, over_samples="mean"))
+        quantize_tensors(quantized, tensor_ranges(onnx.load(float_onnx), names, stream, over_samples="mean"))
         quantize_sigmoids(quantized)
     set_activation_type(quantized, "uint8" if target.contract == "ort-u8s8" else "int8")
     carry_through(quantized)

@@ -58,7 +58,7 @@ def layer_noise(float_onnx: Path, quantized_onnx: Path, samples: Samples) -> tup
 
 
 def tensor_ranges(
-    float_onnx: Path,
+    model: onnx.ModelProto,
     names: Sequence[str],
     samples: Samples,
     *,
@@ -70,10 +70,11 @@ def tensor_ranges(
     """
     if not names:
         return {}
-    model = onnx.load(float_onnx)
-    del model.graph.output[:]
-    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
-    session = _session(model)
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    del probe.graph.output[:]
+    probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
+    session = _session(probe)
     sums = np.zeros((len(names), 2))
     extremes = np.full((len(names), 2), (np.inf, -np.inf))
     count = 0
@@ -93,6 +94,7 @@ class _QuantizedLayers:
     def __init__(self, model: onnx.ModelProto) -> None:
         self._constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self._dequantizers = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
+        self._writers = {name: node for node in model.graph.node for name in node.output}
         self._nodes = {node.name: node for node in model.graph.node if node.op_type in _LAYERS}
         for node in model.graph.node:
             if node.op_type == "QuantizeLinear" and node.input[0] in self._constants:
@@ -108,8 +110,8 @@ class _QuantizedLayers:
         copy.CopyFrom(model)
         node = copy.graph.node[index]
         layer = self._nodes[node.name]
-        source = node.input[0]
         activation = self._dequantizers[layer.input[0]]
+        source, smoothing = self._smoothed(copy, node.input[0], activation)
         parameters = [self._add(copy, name) for name in activation.input[1:3]]
         node.input[0] = self._named(f"{source}_rounded")
         weight = self._dequantizers[layer.input[1]]
@@ -120,15 +122,30 @@ class _QuantizedLayers:
                 node.input[2] = name
             else:
                 node.input.append(name)
-        pair = (
+        inserted = (
+            *smoothing,
             helper.make_node("QuantizeLinear", [source, *parameters], [self._named(f"{source}_integer")]),
             helper.make_node(
                 "DequantizeLinear", [self._named(f"{source}_integer"), *parameters], [self._named(f"{source}_rounded")]
             ),
         )
-        for offset, extra in enumerate(pair):
+        for offset, extra in enumerate(inserted):
             copy.graph.node.insert(index + offset, extra)
         return copy
+
+    def _smoothed(
+        self, model: onnx.ModelProto, source: str, activation: onnx.NodeProto
+    ) -> tuple[str, list[onnx.NodeProto]]:
+        """Return what the quantiser of `source` reads, and the Mul that SmoothQuant put between, if it did."""
+        quantizer = self._writers[activation.input[0]]
+        multiplier = self._writers.get(quantizer.input[0])
+        if multiplier is None or multiplier.op_type != "Mul" or list(multiplier.input)[:1] != [source]:
+            return source, []
+        factor = multiplier.input[1]
+        if factor not in self._constants:
+            return source, []
+        smoothed = self._named(f"{source}_smoothed")
+        return smoothed, [helper.make_node("Mul", [source, self._add(model, factor)], [smoothed])]
 
     @staticmethod
     def _named(name: str) -> str:

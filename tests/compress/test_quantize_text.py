@@ -18,6 +18,7 @@ from tlc.calibration.metrics import sqnr_db
 from tlc.calibration.token_set import TextInput
 from tlc.compress.quantize import QuantizeSettings, quantize_onnx
 from tlc.compress.sensitivity import layer_noise
+from tlc.compress.smooth import smooth
 from tlc.export.contract import check_model
 from tlc.export.fp16 import fp16_from_float
 from tlc.export.metadata import write_metadata
@@ -137,6 +138,69 @@ def test_layers_are_ranked_by_the_answers_for_every_token(folder: Path) -> None:
     ranking = layer_noise(exported(folder, "bert", 17, task), quantized(folder, "bert", ORIN, task), SAMPLES[:4])
     assert len(ranking) == 12
     assert all(layer.divergence > 0 for layer in ranking)
+
+
+def with_outliers(folder: Path, path: Path) -> onnx.ModelProto:
+    """Make some channels of what the layers read 30 times as large, and their weights as much smaller."""
+    model = onnx.load(exported(folder, "bert", 17))
+    view = View(model)
+    norms = {node.output[0]: node for node in view.nodes if node.op_type == "LayerNormalization"}
+    gain = np.ones(32, np.float32)
+    gain[[3, 17]] = 30
+    for name in norms:
+        scaled = f"{name}/scaled"
+        position = next(i for i, node in enumerate(model.graph.node) if name in node.output)
+        readers = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[0] == name]
+        for node in readers:
+            (weight,) = (tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
+            weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) / gain[:, None], weight.name))
+            node.input[0] = scaled
+        model.graph.initializer.append(numpy_helper.from_array(gain, f"{name}/gain"))
+        extra = onnx.helper.make_node("Mul", [name, f"{name}/gain"], [scaled], name=scaled)
+        model.graph.node.insert(position + 1, extra)
+    onnx.save(model, path)
+    return model
+
+
+def test_channels_far_larger_than_others_are_smoothed_for_tensorrt(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = with_outliers(folder, tmp_path / "m.onnx")
+    before = [ort_logits(tmp_path / "m.onnx", feeds) for feeds in OTHERS]
+    assert smooth(model, SAMPLES) == 8  # in two layers: what query, key and value read, and three more
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, tmp_path / "smooth.onnx")
+    after = [ort_logits(tmp_path / "smooth.onnx", feeds) for feeds in OTHERS]
+    np.testing.assert_allclose(np.concatenate(after), np.concatenate(before), atol=1e-4)
+    settings = QuantizeSettings()
+    noises = []
+    for used in (smooth, lambda _model, _samples: 0):
+        monkeypatch.setattr("tlc.compress.quantize.smooth", used)
+        out = tmp_path / "q.onnx"
+        quantize_onnx(tmp_path / "m.onnx", out, SAMPLES, count=40, target=target_of(ORIN), settings=settings)
+        assert [broken.rule for broken in check_model(onnx.load(out), target_of(ORIN))] == 2 * ["dynamic-shape"]
+        noises.append(noise_db(out, "bert"))
+    assert noises[0] > noises[1] + 5
+
+
+def test_layers_with_shared_weights_are_not_smoothed(folder: Path) -> None:
+    model = onnx.load(exported(folder, "albert", 17))
+    weights = {tensor.name for tensor in model.graph.initializer}
+
+    def shared() -> dict[str, int]:
+        read = Counter(node.input[1] for node in model.graph.node if node.op_type == "MatMul")
+        return {name: count for name, count in read.items() if name in weights and count > 1}
+
+    before = shared()
+    assert set(before.values()) == {2}
+    smooth(model, SAMPLES[:4])
+    assert shared() == before
+
+
+def test_a_smoothed_layer_is_ranked_with_its_smoothed_input(folder: Path) -> None:
+    ranking = layer_noise(exported(folder, "bert", 18), quantized(folder, "bert", X86), SAMPLES[:4])
+    assert len(ranking) >= 12
+    assert max(layer.divergence for layer in ranking) < 0.05
 
 
 @pytest.mark.slow  # exports every family, once per opset
