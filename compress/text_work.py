@@ -35,7 +35,7 @@ from tlc.compress.text_distill import distill_text
 from tlc.compress.text_layers import transformer_layers
 from tlc.compress.text_model import TextModel, load_saved_text, save_text_model
 from tlc.compress.text_qat import qat_text
-from tlc.compress.text_student import TextStudentRecord, text_student_from_teacher
+from tlc.compress.text_student import TextStudentRecord, kept_layers, text_student_from_teacher
 from tlc.compress.tokenizer_files import TOKENIZER_NAME
 from tlc.compress.train import Fitted, TrainSettings, bf16_is_fast
 from tlc.compress.work import ENOUGH_TO_JUDGE, Answers, Data, Feeds, Outcome, Quantized, Work, counted, some
@@ -153,7 +153,7 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
                 own = folder / f"step{step}"
                 own.mkdir(exist_ok=True)
                 what = f"recover {step}/{settings.steps}"
-                layers = _spread_layers(teacher, model)
+                layers = kept_layers(teacher, model)
                 model, fitted = self._distilled(teacher, model, layers, training, teacher_key, own, emit, what)
                 scores += fitted.scores
                 own.rmdir()
@@ -470,12 +470,6 @@ def _all_texts(texts: TextSet) -> list[str | tuple[str, ...]]:
     if texts.words is not None:
         return list(texts.words)
     return [*texts.texts, *(texts.pairs or ())]
-
-
-def _spread_layers(teacher: TextModel, student: TextModel) -> list[int]:
-    """Return for each layer of the student one of the teacher, evenly spaced, the last for the last."""
-    theirs, ours = (len(transformer_layers(model.module)) for model in (teacher, student))
-    return [round((layer + 1) * theirs / ours) - 1 for layer in range(ours)]
 
 
 def _answers_kept(module: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> Callable[[nn.Module], float]:

@@ -58,7 +58,7 @@ def fuse_for_onnxruntime(source: Path, out: Path, *, max_length: int) -> FusionR
     written only after it gave the logits of `source` on seeded random tokens.
 
     Args:
-        source: an ONNX file with int64 (N, T) inputs, opset 17 or newer.
+        source: an ONNX file with int64 (N, T) inputs, opset 18 or newer.
         out: the file to write; only ONNX Runtime reads it.
         max_length: the largest T; longer position tables are cut there.
 
