@@ -163,8 +163,9 @@ def check_refit(facts: OnnxFacts, plan: Path, record: EngineRecord, target: Targ
 def profile_shapes(facts: OnnxFacts, options: BuildOptions) -> dict[str, ProfileShapes]:
     """Return smallest, best and largest shape of every input.
 
-    An open first dimension is the batch; an open length of texts goes from 2 tokens to the recorded limit. Raises UsageError for other open dimensions without shapes, for shapes of
-    unknown inputs, and for those that contradict the file or themselves.
+    An open first dimension is the batch; an open length of texts goes from 2 tokens to the recorded limit. Raises
+    UsageError for other open dimensions without shapes, for shapes of unknown inputs, and for those that contradict the
+    file or themselves.
     """
     names = [spec.name for spec in facts.inputs]
     if unknown := [name for name in options.shapes if name not in names]:

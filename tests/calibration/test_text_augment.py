@@ -10,8 +10,7 @@ from tlc.calibration.text_set import UNLABELED
 from tlc.calibration.tokens import Tokens, encode, mask_token_id
 
 JSON = tiny_tokens.wordpiece()
-MASK = mask_token_id(JSON)
-assert MASK is not None
+MASK = mask_token_id(JSON) or -1
 CLS, SEP = 2, 3
 NONE = TextAugment(span=0, splice=0, mask=0, drop=0)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")

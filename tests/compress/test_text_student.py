@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.support.tiny_text import FAMILIES, reviews, tiny_tokenizer, write_tiny
+from tiny_text import FAMILIES, reviews, tiny_tokenizer, write_tiny
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 
