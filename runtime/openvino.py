@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Mapping
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ class OpenVinoSession(Session):
         try:
             core = openvino.Core()
             model = core.read_model(path)
+            # Compiled, an output may also bear the name of a tensor that merged with it, and any of them comes first.
+            names = [[port.get_any_name() for port in ports] for ports in (model.inputs, model.outputs)]
             self._compiled: Any = core.compile_model(
                 model,
                 "CPU",
@@ -48,8 +51,8 @@ class OpenVinoSession(Session):
         except RuntimeError as error:
             detail = _detail(error)
             raise TlcError(f"OpenVINO {_release(openvino)} cannot load {path}: {detail}", hint=_hint(detail)) from error
-        self._inputs = tuple(_spec(path, "input", port) for port in self._compiled.inputs)
-        self._outputs = tuple(_spec(path, "output", port) for port in self._compiled.outputs)
+        self._inputs = tuple(map(_spec, repeat(path), repeat("input"), names[0], self._compiled.inputs))
+        self._outputs = tuple(map(_spec, repeat(path), repeat("output"), names[1], self._compiled.outputs))
         self._expected = expected_feeds(self._inputs)
 
     @property
@@ -102,8 +105,7 @@ def _release(openvino: Any) -> str:
     return str(openvino.__version__).partition("-")[0]
 
 
-def _spec(path: Path, kind: str, port: Any) -> TensorSpec:
-    name = port.get_any_name()
+def _spec(path: Path, kind: str, name: str, port: Any) -> TensorSpec:
     shape = port.get_partial_shape()
     dims = tuple("?" if dim.is_dynamic else dim.get_length() for dim in shape)
     dtype = port.get_element_type().to_dtype()

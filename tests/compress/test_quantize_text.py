@@ -124,6 +124,14 @@ def test_openvino_runs_integer_products(folder: Path) -> None:
     assert sqnr_db(expected, found) > 15
 
 
+def test_openvino_calls_the_output_as_the_file_does(folder: Path) -> None:
+    path = exported(folder, "bert", 18, "question-answering")  # ends in a Concat, which OpenVINO merges with its source
+    with OpenVinoSession(path) as session:
+        assert [spec.name for spec in session.outputs] == ["logits"]
+        found = session.run(OTHERS[0])["logits"]
+    np.testing.assert_allclose(found, ort_logits(path, OTHERS[0]), atol=1e-3)
+
+
 @pytest.mark.parametrize("opset", [13, 18])
 def test_float16_keeps_the_answers_and_halves_the_weights(folder: Path, tmp_path: Path, opset: int) -> None:
     record = fp16_from_float(exported(folder, "bert", opset), tmp_path / "h.onnx", samples=SAMPLES)
