@@ -1,12 +1,13 @@
 """A run of `tlc compress` on a text classifier beside what other tools make of the same model, in one interleaved run.
 
-    OMP_NUM_THREADS=1 python benchmarks/text_peers.py MODEL DATA RUN > benchmarks/results/movie_sentiment_peers.md
+    OMP_NUM_THREADS=1 python benchmarks/text_peers.py MODEL DATA RUN TARGET > benchmarks/results/...
 
-MODEL and DATA as for `tlc compress`, RUN its folder. All files run in ONNX Runtime, one thread, batch 1, on evaluation
-texts at 64 quantiles of length, unpadded; speed-ups are over the fastest float32 file of the original. Accuracy is that
-of all evaluation texts through the same file. The others get the model as plain ONNX, from torch's dynamo exporter, and
-use their defaults: ONNX Runtime's transformer optimizer (model_type bert), its dynamic quantisation (INT8 weights) with
-and without the optimizer before it, and NNCF's post-training quantisation for transformers on 300 training texts.
+MODEL, DATA and TARGET (cpu-x86 or openvino) as for `tlc compress`, RUN its folder. All files run in the target's
+runtime, one thread, batch 1, on evaluation texts at 64 quantiles of length, unpadded unless said; speed-ups are over
+the fastest float32 file of the original. Accuracy is that of all evaluation texts through the same file. The others get
+the model as plain ONNX, from torch's dynamo exporter, and use their defaults: ONNX Runtime's transformer optimizer
+(model_type bert), its dynamic quantisation (INT8 weights) with and without the optimizer before it, and NNCF's
+post-training quantisation for transformers on 300 training texts.
 """
 
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 import nncf
 import onnx
 import onnxruntime
+import openvino
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers import optimizer
 
@@ -30,16 +32,28 @@ from tlc.compress.text_work import TextWork
 from tlc.export.metadata import read_metadata
 from tlc.export.quiet import quiet
 from tlc.runtime.latency import disturbance, measure_interleaved, speedup
-from tlc.runtime.session import OrtSession
+from tlc.runtime.session import Session
+from tlc.runtime.sessions import open_session
 
 LENGTHS = 64
 ROUNDS = 40
 CALIBRATION = 300
+PADDED = "shipped by tlc, texts padded to multiples of 32 tokens"
 COLUMNS = "| file | size, MB | p50, ms | speed-up, 99 % | correct | accuracy, % | change, points (95 %) |"
 
 
-def peers(plain: Path, config: Any, work: TextWork, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield what each tool makes of the float32 file."""
+def from_nncf(plain: Path, work: TextWork, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield what NNCF makes of the float32 file."""
+    indices = balanced_indices(work.labels(work.data.fit), CALIBRATION, seed=0)
+    feeds = [work.data.fit.feeds([index]) for index in indices]
+    static = folder / "nncf.onnx"
+    quantized = nncf.quantize(onnx.load(plain), nncf.Dataset(feeds), model_type=nncf.ModelType.TRANSFORMER)
+    onnx.save(quantized, static)
+    yield "original, NNCF static INT8", static
+
+
+def from_onnxruntime(plain: Path, config: Any, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield what ONNX Runtime's tools make of the float32 file."""
     model = onnx.load(plain)
     del model.graph.value_info[:]  # the exporter's shapes stop quantize_dynamic
     bare = folder / "bare.onnx"
@@ -55,56 +69,52 @@ def peers(plain: Path, config: Any, work: TextWork, folder: Path) -> Iterator[tu
     both = folder / "both.onnx"
     quantize_dynamic(optimized, both, weight_type=QuantType.QInt8, extra_options={"DefaultTensorType": 1})
     yield "original, optimizer and dynamic INT8", both
-    indices = balanced_indices(work.labels(work.data.fit), CALIBRATION, seed=0)
-    feeds = [work.data.fit.feeds([index]) for index in indices]
-    static = folder / "nncf.onnx"
-    quantized = nncf.quantize(model, nncf.Dataset(feeds), model_type=nncf.ModelType.TRANSFORMER)
-    onnx.save(quantized, static)
-    yield "original, NNCF static INT8", static
 
 
-def run_of(session: OrtSession, feeds: list[dict[str, Any]]) -> Callable[[], object]:
+def run_of(session: Session, feeds: list[dict[str, Any]]) -> Callable[[], object]:
     """Return a function that runs the next of `feeds`, over and over."""
     names = [spec.name for spec in session.inputs]
     turns = cycle([{name: feed[name] for name in names} for feed in feeds])
     return lambda: session.run(next(turns))
 
 
-def main(model: Path, data: Path, run: Path) -> None:
+def main(model: Path, data: Path, run: Path, target: str) -> None:
     """Print the table."""
-    plan = make_plan(read_recipe(None, {"model.path": model, "data.path": data}))
+    plan = make_plan(read_recipe(None, {"model.path": model, "data.path": data, "target": target}))
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         folder = Path(scratch)
         work = plan.start(folder)
         plain = folder / "plain.onnx"
         with quiet():
             work.export(plan.model, plain)
-            files = {
-                "original, plain": plain,
-                "original, as tlc fuses it": run / "original.onnx",
-                **dict(peers(plain, plan.model.arch.config["config"], work, folder)),
-                "shipped by tlc": run / "model.onnx",
-            }
+            files = {"original, plain": plain}
+            if target != "openvino":
+                files["original, as tlc fuses it"] = run / "original.onnx"
+                files |= dict(from_onnxruntime(plain, plan.model.arch.config["config"], folder))
+            files |= dict(from_nncf(plain, work, folder))
+        files |= {"shipped by tlc": run / "model.onnx", PADDED: run / "model.onnx"}
         shipped, _classes = read_metadata(run / "model.onnx")
         if shipped != work.fed:
             raise SystemExit("The file that shipped has another tokenizer: compare runs without vocabulary:data.")
-        feeds = work.timing_feeds(LENGTHS)
-        sessions = {name: stack.enter_context(OrtSession(path, threads=1)) for name, path in files.items()}
-        runs = {name: run_of(session, feeds) for name, session in sessions.items()}
+        feeds, padded = work.timing_feeds(LENGTHS), work.other_feeds(LENGTHS)["bucketed"]
+        sessions = {n: stack.enter_context(open_session(path, plan.target)) for n, path in files.items()}
+        runs = {name: run_of(session, padded if name == PADDED else feeds) for name, session in sessions.items()}
         measured = measure_interleaved(runs, rounds=ROUNDS, block=LENGTHS)
         part = work.data.evaluation
         answers = {name: work.answers(session, part) for name, session in sessions.items()}
+        sizes = {name: path.stat().st_size for name, path in files.items()}
     floats = [name for name in files if "INT8" not in name and name.startswith("original")]
     best = min(floats, key=lambda name: measured[name].p50_ms)
-    print(f"ONNX Runtime {onnxruntime.__version__}, NNCF {nncf.__version__}. Speed-ups are over: {best}.\n")
+    versions = f"ONNX Runtime {onnxruntime.__version__}, OpenVINO {openvino.__version__}, NNCF {nncf.__version__}"
+    print(f"Target {target}: {versions}. Speed-ups are over: {best}.\n")
     print(COLUMNS)
     print("|:--|--:|--:|--:|--:|--:|--:|")
-    for name, path in files.items():
+    for name in files:
         gain = speedup(measured[best], measured[name])
         score, change = work.score(answers[name], part), work.change(answers["original, plain"], answers[name], part)
         points = change.change_points
         print(
-            f"| {name} | {path.stat().st_size / 1e6:.1f} | {measured[name].p50_ms:.3f} "
+            f"| {name} | {sizes[name] / 1e6:.1f} | {measured[name].p50_ms:.3f} "
             f"| {gain.estimate:.2f} [{gain.low:.2f}, {gain.high:.2f}] | {score.correct} of {score.samples} "
             f"| {100 * score.top1:.2f} | {points.estimate:+.2f} [{points.low:+.2f}, {points.high:+.2f}] |"
         )
@@ -113,4 +123,4 @@ def main(model: Path, data: Path, run: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]))
+    main(*map(Path, sys.argv[1:4]), sys.argv[4])

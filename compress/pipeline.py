@@ -217,14 +217,14 @@ class _Pipeline:
             files, found, summary = version.work.quantize(
                 self._load(version), version.onnx, folder, self.runner, self.emit
             )
-            return {"files": {file.suffix: file.path.name for file in files}, "summary": summary, **found}
+            return {"files": [[file.suffix, file.path.name] for file in files], "summary": summary, **found}
 
         resumable = self.work.trains_to_quantize
         stage = self.run.stage(f"quantize-{version.name}", inputs, make, resumable=resumable)
         self._note(f"quantize {version.name}", "kept", stage.found["summary"], stage)
         return [
             Candidate(f"{name}{suffix}", stage.path / file, version.work, "int8", version.onnx, version.name)
-            for suffix, file in stage.found["files"].items()
+            for suffix, file in stage.found["files"]
         ]
 
     def fp16(self, version: Version) -> Path:
@@ -403,7 +403,8 @@ class _Pipeline:
                 f"tlc check {chosen.file} --target {self.target.name} lists them."
             )
         if self.plan.splits.skipped:
-            warnings.append(f"{len(self.plan.splits.skipped)} unreadable {self.work.noun} were left out.")
+            count = len(self.plan.splits.skipped)
+            warnings.append(f"{count} {self.work.noun} were left out; report.json says which and why.")
         smallest = min((score.support for score in rows[0].accuracy.per_class), default=30)
         if smallest < 30:
             warnings.append(

@@ -38,6 +38,7 @@ from tlc.compress.text_qat import qat_text
 from tlc.compress.text_student import TextStudentRecord, kept_layers, text_student_from_teacher
 from tlc.compress.tokenizer_files import TOKENIZER_NAME
 from tlc.compress.train import Fitted, TrainSettings, bf16_is_fast
+from tlc.compress.verdict import fastest
 from tlc.compress.work import ENOUGH_TO_JUDGE, Answers, Data, Feeds, Outcome, Quantized, Work, counted, some
 from tlc.export.dynamic_int8 import dynamic_int8
 from tlc.export.fp16 import RANGE_SAMPLES, Fp16Record, fp16_from_float
@@ -265,7 +266,7 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
         timing = Timing(rounds=settings.rounds, block=settings.block, seed=self.recipe.seed)
         feeds = self.timing_feeds(timing.block)
         measured = latencies({file.suffix: (file.path, feeds) for file in files}, runner, timing, emit)
-        return min(files, key=lambda file: measured[file.suffix].p50_ms)
+        return fastest([(measured[file.suffix].p50_ms, file.path.stat().st_size, file) for file in files])
 
     def _int8_files(
         self, network: TextModel | None, float_onnx: Path, folder: Path, runner: Runner, emit: Emit

@@ -235,6 +235,18 @@ def _row(name: str, p50_ms: float, correct: int) -> Measurement:
     )  # fmt: skip
 
 
+def test_of_files_as_fast_the_smallest_ships_and_none_slower_than_the_original() -> None:
+    original, small, large = _row("original", 1.0, 100), _row("small", 0.52, 100), _row("large", 0.5, 100)
+    large = large.model_copy(update={"size_bytes": 300})
+    slower = _row("slower", 1.05, 100).model_copy(update={"size_bytes": 1})
+
+    chosen, _ = choose([original, small, large], 1.0)
+
+    assert chosen.name == "small"
+    assert "its p50 is 0.5 ms, its file 3.0x as large" in verdict(original, chosen, large, 1.0)
+    assert choose([original, slower], 1.0)[0].name == "original"
+
+
 def test_the_fastest_within_the_budget_ships() -> None:
     rows = [_row("original", 1.0, 100), _row("slow", 0.8, 100), _row("int8", 0.5, 99)]
 
