@@ -170,7 +170,7 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
         )
 
     def quantize(
-        self, _network: Model, float_onnx: Path, folder: Path, runner: Runner, emit: Emit
+        self, _network: Model | None, float_onnx: Path, folder: Path, runner: Runner, emit: Emit
     ) -> tuple[list[Quantized], dict[str, Any], str]:
         """Write the file with everything in INT8 and, where that misses the budget, one with layers left in float."""
         best, full = folder / "best.onnx", folder / "full.onnx"

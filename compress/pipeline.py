@@ -110,9 +110,9 @@ class _Pipeline:
         ]
         if pruned != original:
             # The plain way out, beside which the work on the network has to show its worth.
-            candidates += self.quantized(original, "original-int8")
+            candidates += self.quantized(original, "original-int8", trained=False)
         candidates.append(Candidate("fp16", self.fp16(pruned), pruned.work, "fp16", pruned.onnx, pruned.name))
-        candidates += self.quantized(pruned, "int8")
+        candidates += self.quantized(pruned, "int8", trained=True)
         candidates = [self.published(candidate) for candidate in candidates]
         rows = self.measured(candidates)
         if not leads():
@@ -197,8 +197,8 @@ class _Pipeline:
         pruned = self._exported("pruned", stage, self.work.load(stage.path, student.arch), student.arch)
         return self._kept_if_it_pays("prune", student, pruned, stage, judged=True)
 
-    def quantized(self, version: Version, name: str) -> list[Candidate]:
-        """Return the INT8 files of a version.
+    def quantized(self, version: Version, name: str, *, trained: bool) -> list[Candidate]:
+        """Return the INT8 files of a version, one `trained` for INT8 among them where it takes that.
 
         None where the device has no INT8 arithmetic, or no layer gains from it.
         """
@@ -210,13 +210,13 @@ class _Pipeline:
             "quantize": self.recipe.quantize.model_dump(mode="json"),
             "target": self.target.model_dump(mode="json"),
             "max_drop_points": self.recipe.max_drop_points,
+            "trained": trained,
             **self._common,
         }
 
         def make(folder: Path) -> dict[str, Any]:
-            files, found, summary = version.work.quantize(
-                self._load(version), version.onnx, folder, self.runner, self.emit
-            )
+            network = self._load(version) if trained else None
+            files, found, summary = version.work.quantize(network, version.onnx, folder, self.runner, self.emit)
             return {"files": [[file.suffix, file.path.name] for file in files], "summary": summary, **found}
 
         resumable = self.work.trains_to_quantize

@@ -72,7 +72,7 @@ class QuantizeSettings(BaseModel):
     """Texts: epochs of training with INT8's rounding in the network; absent, 3 where no other INT8 file is within the
     budget."""
     max_exclusions: int = Field(default=8, ge=0)
-    """Layers that may be left in float, beyond `ignored`, to meet the accuracy budget."""
+    """Images: layers that may be left in float, beyond `ignored`, to meet the accuracy budget."""
 
 
 class Attempt(BaseModel):

@@ -149,7 +149,7 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
         for step in range(1, settings.steps + 1):
             # Each step keeps the same share of what the one before left.
             kept = (1 - ratio) ** (1 / settings.steps)
-            model, _record = self._made_smaller(model, f"width:{kept:.6g}", emit)
+            model, _record = self.for_network(model)._made_smaller(model, f"width:{kept:.6g}", emit)
             if settings.recovery_epochs:
                 own = folder / f"step{step}"
                 own.mkdir(exist_ok=True)
@@ -238,7 +238,7 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
         return out, ""
 
     def quantize(
-        self, network: TextModel, float_onnx: Path, folder: Path, runner: Runner, emit: Emit
+        self, network: TextModel | None, float_onnx: Path, folder: Path, runner: Runner, emit: Emit
     ) -> tuple[list[Quantized], dict[str, Any], str]:
         """Write every INT8 form that the target's runtime has and, where all miss the budget, one trained for it."""
         files, drops = self._int8_files(network, float_onnx, folder, runner, emit)

@@ -122,11 +122,12 @@ class Work(ABC, Generic[M, F, P]):
 
     @abstractmethod
     def quantize(
-        self, network: M, float_onnx: Path, folder: Path, runner: Runner, emit: Emit
+        self, network: M | None, float_onnx: Path, folder: Path, runner: Runner, emit: Emit
     ) -> tuple[list[Quantized], dict[str, Any], str]:
-        """Write the INT8 files of `float_onnx`, which was made from `network`, into `folder`, the preferred one first.
+        """Write the INT8 files of `float_onnx` into `folder`.
 
-        Return them with what was found, and a sentence about it.
+        `network` is what the file was made from; without it there is no training for INT8. Return the files with what
+        was found, and a sentence about it.
         """
 
     @abstractmethod

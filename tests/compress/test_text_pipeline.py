@@ -45,6 +45,8 @@ def report(folder: Path) -> Report:
             "model.path": folder / "model",
             "data.path": folder / "reviews.csv",
             "distill.student": "depth:1+intermediate:0.5+vocabulary:data",
+            "prune.ratio": 0.5,
+            "prune.recovery_epochs": 1,
             "max_drop_points": 100.0,
             **QUICK,
         },
@@ -58,9 +60,9 @@ def test_every_form_is_measured_beside_the_original(report: Report) -> None:
     assert {"original", "student", "fp16", "int8-static", "int8-matmul", "int8-dynamic"} <= set(rows)
     assert all(row.accuracy.samples == report.data.evaluation_samples for row in rows.values())
     assert all(set(row.p50_ms_by_input) == {"long", "bucketed", "padded"} for row in rows.values())
-    assert rows["student"].macs < rows["original"].macs
-    assert rows["int8-dynamic"].macs == rows["student"].macs
-    assert rows["int8-dynamic"].size_bytes < rows["student"].size_bytes
+    assert rows["pruned"].macs < rows["student"].macs < rows["original"].macs
+    assert rows["int8-dynamic"].macs == rows["pruned"].macs
+    assert rows["int8-dynamic"].size_bytes < rows["pruned"].size_bytes
     assert rows["original"].accuracy.matthews is not None
     assert report.data.lengths is not None
     assert report.model.input_shape == [report.data.lengths.limit]
