@@ -34,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("texts")
     write_tiny(folder / "model")
     write_reviews(folder / "reviews.csv", count=160)
+    (folder / "more.txt").write_text("the film was a\nand the plot is the plot\n", encoding="utf-8")
     return folder
 
 
@@ -45,6 +46,7 @@ def report(folder: Path) -> Report:
             "model.path": folder / "model",
             "data.path": folder / "reviews.csv",
             "distill.student": "depth:1+intermediate:0.5+vocabulary:data",
+            "data.unlabeled": folder / "more.txt",
             "prune.ratio": 0.5,
             "prune.recovery_epochs": 1,
             "max_drop_points": 100.0,
@@ -64,6 +66,7 @@ def test_every_form_is_measured_beside_the_original(report: Report) -> None:
     assert rows["int8-dynamic"].macs == rows["pruned"].macs
     assert rows["int8-dynamic"].size_bytes < rows["pruned"].size_bytes
     assert rows["original"].accuracy.matthews is not None
+    assert report.data.unlabeled_samples == 2
     assert report.data.lengths is not None
     assert report.model.input_shape == [report.data.lengths.limit]
 
