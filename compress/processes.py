@@ -7,6 +7,7 @@ and take part where a network is trained.
 import os
 from datetime import timedelta
 
+import torch
 from accelerate import PartialState
 
 _PATIENCE = timedelta(days=2)
@@ -26,4 +27,5 @@ def leads() -> bool:
 def wait_for_all() -> None:
     """Return when all processes are here."""
     if process_count() > 1:
-        PartialState(timeout=_PATIENCE).wait_for_everyone()
+        # Without CUDA it has to be told, or there is no barrier between processes on CPUs.
+        PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE).wait_for_everyone()
