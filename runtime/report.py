@@ -143,7 +143,8 @@ class Measurement(_Record):
     """One row: a file, what it costs, and what it gets right."""
 
     name: str
-    """`original`, `student`, `pruned`, `fp16` or `int8`."""
+    """`original`, `student`, `pruned`, `fp16` or `int8`; of several INT8 files, with what tells them apart, such as
+    `int8-mixed` or `int8-dynamic`; `original-int8` and so on are made of the original."""
     file: str
     """Path relative to the run's folder."""
     sha256: str
