@@ -79,6 +79,8 @@ class Launch(_Record):
     block: int
     """Runs per block. Samples i * block to (i + 1) * block - 1 are round i."""
     samples_ns: list[int]
+    wall_ns: int
+    """Of all blocks; with several streams it is less than the samples' sum."""
     cpu_ratio: float
     """CPU time of the process over wall time, during timed runs: cores that were busy."""
     overhead_ns: int
