@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlc.calibration.cache import Pixels
-from tlc.calibration.paired import difference_interval, mcnemar_p
 from tlc.calibration.text_metrics import calibration_error
 from tlc.runtime.errors import TlcError
 from tlc.runtime.report import Accuracy, AccuracyChange, Agreement, ClassChange, ClassScore, Interval
+from tlc.runtime.statistics import difference_interval, mcnemar_p
 
 _TOP5_CLASSES = 6
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tlc.calibration.paired import difference_interval, mcnemar_p
+from tlc.runtime.statistics import difference_interval, mcnemar_p
 
 
 @pytest.mark.parametrize(
