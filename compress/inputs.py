@@ -41,6 +41,14 @@ def parse_input(text: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def without_normalisation(options: PreprocessOptions) -> PreprocessOptions:
+    """Return options for what depends on shapes alone: a mean of 0 and std of 1 where --input was given and no mean."""
+    if options.input is None or options.mean is not None:
+        return options
+    count = options.input[0]
+    return options.model_copy(update={"mean": (0.0,) * count, "std": (1.0,) * count})
+
+
 def resolve_preprocess(
     recorded: Preprocess | None,
     arch_default: Preprocess | None,

@@ -12,7 +12,7 @@ from tlc.compress.checkpoint import is_saved, load_saved
 from tlc.compress.cost import parameters
 from tlc.compress.formats import Checkpoint, is_counter, read_checkpoint
 from tlc.compress.hf import class_names
-from tlc.compress.inputs import PreprocessOptions, default_preprocess, resolve_preprocess
+from tlc.compress.inputs import PreprocessOptions, default_preprocess, resolve_preprocess, without_normalisation
 from tlc.compress.inspect_text import inspect_text
 from tlc.compress.inspection import (
     Inspection,
@@ -56,7 +56,7 @@ def inspect_model(path: Path, *, arch: str | None = None, options: PreprocessOpt
     notes: tuple[str, ...] = (*checkpoint.notes, *opened.matched.notes)
     classes = checkpoint.classes or class_names(opened.arch.config)
     try:
-        fed = resolve_preprocess(None, default_preprocess(opened.arch), _neutral(options))
+        fed = resolve_preprocess(None, default_preprocess(opened.arch), without_normalisation(options))
     except TlcError as error:
         found = _of_network(path, checkpoint.format, checkpoint.dtypes, module, None, classes, notes)
         return found.model_copy(
@@ -73,14 +73,6 @@ def inspect_model(path: Path, *, arch: str | None = None, options: PreprocessOpt
 
 def _with_preprocess(model: Model, preprocess: Preprocess) -> Model:
     return Model(model.module, model.arch, preprocess, model.num_classes, model.classes, model.history)
-
-
-def _neutral(options: PreprocessOptions) -> PreprocessOptions:
-    """Return options with a mean and std where only --input was given: shapes and costs do not depend on them."""
-    if options.input is None or options.mean is not None:
-        return options
-    count = options.input[0]
-    return options.model_copy(update={"mean": (0.0,) * count, "std": (1.0,) * count})
 
 
 def _of_weights(checkpoint: Checkpoint) -> Inspection:

@@ -142,7 +142,7 @@ def load_text_model(
     fed = TextInput(
         task=task,
         max_length=max_length,
-        inputs=_inputs(config, task, pairs),
+        inputs=token_inputs(config, task, pairs=pairs),
         pad_id=pad_id(content, config.pad_token_id, source),
         tokenizer_sha256=hashlib.sha256(content.encode()).hexdigest(),
     )
@@ -169,11 +169,12 @@ def _resaved(model: TextModel, path: Path, tokenizer: Path | None, pairs: bool) 
         )
     if not pairs:
         return model
-    inputs = _inputs(config_of(model.module), model.text.task, pairs)
+    inputs = token_inputs(config_of(model.module), model.text.task, pairs=pairs)
     return replace(model, text=model.text.model_copy(update={"inputs": inputs}))
 
 
-def _inputs(config: Any, task: Task, pairs: bool) -> tuple[str, ...]:
+def token_inputs(config: Any, task: Task, *, pairs: bool) -> tuple[str, ...]:
+    """Return the names of a text network's inputs in order; a transformers `config` says which it takes."""
     typed = takes_token_types(config) and (pairs or task == "question-answering")
     return ("input_ids", "attention_mask", *(("token_type_ids",) if typed else ()))
 
