@@ -4,38 +4,30 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from tlc.calibration.token_set import TextInput
 from tlc.compress.events import Emit, silent
-from tlc.compress.image_work import ImageWork, prepare_images
-from tlc.compress.inputs import resolve_preprocess
 from tlc.compress.load import load_model
-from tlc.compress.plan import Network, make_plan, read_splits, read_text_splits
+from tlc.compress.opening import opened, without
+from tlc.compress.plan import Network, make_plan
 from tlc.compress.quantize import check_target
 from tlc.compress.recipe import ModelSection, Recipe
 from tlc.compress.runner import Runner
 from tlc.compress.text_model import is_text_model, load_text_model
-from tlc.compress.text_work import text_work, tokenizer_name
-from tlc.compress.tokenizer_files import read_tokenizer
-from tlc.compress.work import Answers, Outcome, Work
-from tlc.export.graph import graph_stats
-from tlc.export.metadata import fed_from_json, read_metadata, write_metadata
+from tlc.compress.work import Answers, Outcome
+from tlc.export.metadata import write_metadata
 from tlc.export.onnx import onnx_from_torch
 from tlc.export.text_onnx import text_onnx_from_torch
 from tlc.runtime.artifact import replacing_dir, write_text
 from tlc.runtime.errors import TlcError
-from tlc.runtime.plan import read_record
 from tlc.runtime.report import Accuracy, AccuracyChange
-from tlc.runtime.sessions import ENGINES
 from tlc.runtime.target import Target, load_target
 
 
 def distill_to(recipe: Recipe, output: Path, emit: Emit = silent) -> Network:
     """Train the student of `recipe.distill` towards the model and write it to the folder `output`."""
-    plan = make_plan(_without(recipe, prune=True))
+    plan = make_plan(without(recipe, prune=True))
     if not isinstance(plan.student.value, str):
         raise TlcError(f"There is no student to train: {plan.student.reason}", hint="Name one: --student depth:0.5.")
     with tempfile.TemporaryDirectory(prefix="tlc-") as folder:
@@ -51,7 +43,7 @@ def distill_to(recipe: Recipe, output: Path, emit: Emit = silent) -> Network:
 
 def prune_to(recipe: Recipe, output: Path, emit: Emit = silent) -> Network:
     """Remove `recipe.prune.ratio` of the model's channels, let it recover, and write it to the folder `output`."""
-    plan = make_plan(_without(recipe, student=True))
+    plan = make_plan(without(recipe, student=True))
     if not isinstance(plan.prune.value, float):
         raise TlcError(f"There is nothing to prune: {plan.prune.reason}", hint="Name a share: --ratio 0.3.")
     with tempfile.TemporaryDirectory(prefix="tlc-") as folder:
@@ -92,7 +84,7 @@ def quantize_to(recipe: Recipe, output: Path, emit: Emit = silent) -> Outcome:
     target = load_target(recipe.target)
     check_target(target, recipe.quantize)
     with tempfile.TemporaryDirectory(prefix="tlc-") as folder:
-        file, network, work = _opened(recipe, Path(folder))
+        file, network, work = opened(recipe, Path(folder))
         with _beside(output) as path:
             outcome = work.quantize_within_budget(network, file, path, Runner.here(target, Path(folder)), emit)
             work.write_metadata(path, path)
@@ -115,55 +107,13 @@ def evaluate_files(recipes: Sequence[Recipe]) -> list[Evaluation]:
     first: Answers | None = None
     for recipe in recipes:
         with tempfile.TemporaryDirectory(prefix="tlc-") as folder:
-            file, _network, work = _opened(recipe, Path(folder))
+            file, _network, work = opened(recipe, Path(folder))
             part = work.data.evaluation
             answers = work.judged(file, Runner.here(work.target, Path(folder)), part)
             change = None if first is None else work.change(first, answers, part)
             rows.append(Evaluation(path=recipe.model.path, accuracy=work.score(answers, part), change=change))
             first = answers if first is None else first
     return rows
-
-
-def _opened(recipe: Recipe, folder: Path) -> tuple[Path, Network | None, Work[Any, Any, Any]]:
-    """Return the recipe's ONNX file or engine, or the ONNX file made of its model; that model; and the stages."""
-    if recipe.model.path.suffix not in (".onnx", *ENGINES):
-        plan = make_plan(_without(recipe, student=True, prune=True))
-        work, path = plan.start(folder), folder / "model.onnx"
-        work.export(plan.model, path)
-        return path, plan.model, work
-    if recipe.model.path.suffix == ".onnx":
-        recorded, classes = read_metadata(recipe.model.path)
-        outputs = graph_stats(recipe.model.path).outputs[0].shape[-1]
-    else:
-        record = read_record(recipe.model.path)
-        recorded = fed_from_json(record.preprocess)
-        classes, outputs = tuple(record.classes), record.outputs[0].shape[-1]
-    if isinstance(recorded, TextInput):
-        return recipe.model.path, None, _texts_for(recipe, folder, recorded, classes, int(outputs))
-    splits = read_splits(recipe)
-    preprocess = resolve_preprocess(recorded, None, recipe.model.preprocess, splits.image_size)
-    splits = splits.for_model(int(outputs), classes)
-    data = prepare_images(splits, preprocess, folder)
-    return recipe.model.path, None, ImageWork(recipe, load_target(recipe.target), preprocess, splits.classes, data)
-
-
-def _texts_for(
-    recipe: Recipe, folder: Path, fed: TextInput, classes: tuple[str, ...], outputs: int
-) -> Work[Any, Any, Any]:
-    beside = recipe.model.path.with_name(tokenizer_name(fed))
-    own = beside if beside.exists() else recipe.model.path.parent
-    tokenizer, _length = read_tokenizer(recipe.model.tokenizer or own)
-    splits = read_text_splits(recipe, fed.task).for_model(outputs, classes)
-    return text_work(recipe, load_target(recipe.target), fed, tokenizer, splits, folder)
-
-
-def _without(recipe: Recipe, *, student: bool = False, prune: bool = False) -> Recipe:
-    changes: dict[str, object] = {}
-    if student:
-        changes["distill"] = recipe.distill.model_copy(update={"student": "none"})
-    if prune:
-        changes["prune"] = recipe.prune.model_copy(update={"ratio": 0.0})
-    return recipe.model_copy(update=changes)
 
 
 @contextmanager
