@@ -4,19 +4,26 @@ Reads /proc and /sys where there are any; what a system does not tell is None. L
 metadata and never imported.
 """
 
+import hashlib
+import hmac
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from tlc.runtime import cgroup, sysfs
+from tlc.runtime.jetson import clocks_locked
 
 _LIBRARIES = (
     "tlc",
     "numpy",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
     "pydantic",
     "pillow",
     "onnx",
@@ -40,6 +47,13 @@ _FLAGS = frozenset(
         *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
     )
 )
+# Facts that are compared as they are.
+_SAME = (
+    *("machine_id", "machine", "os", "cpu_model", "cpu_flags", "board", "logical_cores", "usable_cores", "cpu_quota"),
+    *("cpuset", "cpu_turbo", "cpu_smt", "clocks_locked", "power_mode", "gpus", "gpu_driver", "container"),
+)
+_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch", "numpy")
+_APPLICATION = bytes.fromhex("eb5d160561b247adb6189d05dcc8395d")  # drawn once, at random
 
 
 def environment(
@@ -47,63 +61,143 @@ def environment(
 ) -> dict[str, Any]:
     """Return what decides how fast this machine runs a model, as JSON values; fields that cannot be read are None.
 
-    `root` is where proc/ and sys/ lie. `cpu_flags` holds the instruction sets of interest, `versions` the installed
-    ones of `libraries`, `time_utc` is ISO 8601. Nothing in it names the user or the host.
+    `root` is where proc/, sys/, etc/, run/ and var/ lie. `cpu_flags` holds the instruction sets of interest,
+    `cpu_policies` is that of `tlc.runtime.sysfs`, `cpu_quota` and `cpuset` are spelled as by control groups of version
+    2, `versions` are the installed ones of `libraries`, `time_utc` is ISO 8601. Nothing in it names the user or the
+    host; `machine_id` tells machines apart, and cannot be traced back to the system's own.
     """
-    cpu = _colon_table(root / "proc/cpuinfo")
-    memory = _colon_table(root / "proc/meminfo")
+    cpu = sysfs.colon_table(root / "proc/cpuinfo")
+    memory = sysfs.colon_table(root / "proc/meminfo")
     cpufreq = root / "sys/devices/system/cpu/cpu0/cpufreq"
+    flags = cpu_flags(root=root)
+    board = sysfs.text(root / "proc/device-tree/model")
     return {
-        "cpu_model": cpu.get("model name") or _text(root / "proc/device-tree/model"),
-        "cpu_flags": sorted(cpu_flags(root=root) & _FLAGS) or None,
+        "cpu_model": cpu.get("model name") or board,
+        "cpu_flags": sorted(flags & _FLAGS) or None,
+        "board": board,
         "logical_cores": os.cpu_count(),
         "usable_cores": _usable_cores(),
-        "cpu_quota": _text(root / "sys/fs/cgroup/cpu.max"),
-        "cpu_governor": _text(cpufreq / "scaling_governor"),
-        "cpu_max_khz": _integer(_text(cpufreq / "cpuinfo_max_freq")),
+        "cpu_quota": cgroup.cpu_quota(root),
+        "cpuset": cgroup.cpuset(root),
+        "cpu_governor": sysfs.text(cpufreq / "scaling_governor"),
+        "cpu_max_khz": sysfs.integer(cpufreq / "cpuinfo_max_freq"),
+        "cpu_policies": sysfs.cpu_policies(root) or None,
+        "cpu_turbo": sysfs.turbo(root),
+        "cpu_smt": sysfs.simultaneous_threads(root),
+        "clocks_locked": clocks_locked(root),
+        "power_mode": sysfs.text(root / "var/lib/nvpmodel/status")
+        or sysfs.text(root / "sys/firmware/acpi/platform_profile"),
+        "temperatures_c": sysfs.temperatures_c(root) or None,
         "load_average": _load_average(),
         "memory_total_bytes": _kib_to_bytes(memory.get("MemTotal")),
         "memory_available_bytes": _kib_to_bytes(memory.get("MemAvailable")),
+        "memory_limit_bytes": cgroup.memory_limit_bytes(root),
+        "gpus": sysfs.nvidia_gpus(root),
+        "gpu_driver": sysfs.nvidia_driver(root),
+        "container": sysfs.container(root),
+        "virtual_machine": _virtual(root, flags),
         "os": platform.system() or None,
         "os_release": platform.release() or None,
         "machine": platform.machine() or None,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "versions": _versions(libraries),
+        "machine_id": _machine_id(root),
         "time_utc": (now or datetime.now(timezone.utc)).isoformat(timespec="seconds"),
     }
 
 
+def machine_identity(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of an `environment` that must be equal for stored numbers to be comparable, as JSON values.
+
+    What differs from boot to boot of one machine is left out or rounded: of the kernel the first two numbers count, of
+    memory whole GiB, of libraries those that run models. A fact that the environment lacks is None.
+    """
+    release = str(environment.get("os_release") or "").split(".")
+    total = environment.get("memory_total_bytes")
+    limit = environment.get("memory_limit_bytes")
+    governors = {policy["governor"] for policy in environment.get("cpu_policies") or () if policy["governor"]}
+    versions = environment.get("versions") or {}
+    return {
+        **{name: environment.get(name) for name in _SAME},
+        "cpu_governors": sorted(governors) or None,
+        "memory_total_gib": None if total is None else round(total / 2**30),
+        "memory_limit_bytes": limit if limit is None or total is None or limit < total else None,
+        "kernel": ".".join(release[:2]) if len(release) > 1 else None,
+        "versions": {name: versions[name] for name in _RUNTIMES if name in versions},
+    }
+
+
+def identity_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each fact in which two results of `machine_identity` differ; none where none does.
+
+    `a` is called "there" and `b` "here". A fact that only one of them has differs.
+    """
+    found = []
+    for name in sorted(a.keys() | b.keys()):
+        there, here = a.get(name), b.get(name)
+        if there == here:
+            continue
+        if name == "versions":
+            before, now = dict(there or {}), dict(here or {})
+            found += [
+                _difference(library, before.get(library), now.get(library))
+                for library in sorted(before.keys() | now.keys())
+                if before.get(library) != now.get(library)
+            ]
+        elif name == "cpu_flags" and there and here:
+            only_there, only_here = sorted(set(there) - set(here)), sorted(set(here) - set(there))
+            found.append(_difference(name, only_there or "nothing more", only_here or "nothing more"))
+        else:
+            found.append(_difference(name, there, here))
+    return found
+
+
 def cpu_flags(*, root: Path = Path("/")) -> frozenset[str]:
     """Return the CPU's feature flags as Linux spells them (`avx512_vnni`, `asimddp`); empty where it does not tell."""
-    cpu = _colon_table(root / "proc/cpuinfo")
+    cpu = sysfs.colon_table(root / "proc/cpuinfo")
     return frozenset((cpu.get("flags") or cpu.get("Features") or "").split())
 
 
-def _colon_table(path: Path) -> dict[str, str]:
-    """Return the `key : value` lines of a /proc file; of a repeated key, as one per core, the first."""
-    table: dict[str, str] = {}
-    for line in (_text(path) or "").splitlines():
-        key, colon, value = line.partition(":")
-        if colon:
-            table.setdefault(key.strip(), value.strip())
-    return table
+def _difference(name: str, there: object, here: object) -> str:
+    return f"{name}: {_spelled(there)} there, {_spelled(here)} here"
 
 
-def _text(path: Path) -> str | None:
+def _spelled(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "unknown" if value is None else str(value)
+
+
+def _machine_id(root: Path) -> str | None:
+    """Return this application's own form of /etc/machine-id, as 32 hexadecimal digits; None without that file.
+
+    That id is confidential: machine-id(5) asks to hash it with a key before it leaves the machine. As there, the id is
+    the key of an HMAC-SHA256 of a constant of the application, cut to 128 bits and marked as a random UUID:
+    `systemd-id128 machine-id --app-specific=UUID` prints the same.
+    """
     try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n") or None
-    except OSError:
+        key = bytes.fromhex(sysfs.text(root / "etc/machine-id") or "")
+    except ValueError:  # "uninitialized" on first boot
         return None
+    if len(key) != 16:
+        return None
+    found = bytearray(hmac.new(key, _APPLICATION, hashlib.sha256).digest()[:16])
+    found[6] = found[6] & 0x0F | 0x40
+    found[8] = found[8] & 0x3F | 0x80
+    return found.hex()
 
 
-def _integer(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdecimal() else None
+def _virtual(root: Path, flags: frozenset[str]) -> bool | None:
+    """x86 has a flag for it, a device tree a node; None where neither is there to tell."""
+    if "hypervisor" in flags or (root / "proc/device-tree/hypervisor").exists():
+        return True
+    return False if "fpu" in flags or (root / "proc/device-tree").is_dir() else None
 
 
 def _kib_to_bytes(text: str | None) -> int | None:
     """`"8046428 kB"`, which /proc/meminfo means as KiB."""
-    kib = _integer(text.split()[0]) if text else None
-    return None if kib is None else kib * 1024
+    kib = text.split()[0] if text else ""
+    return int(kib) * 1024 if kib.isdecimal() else None
 
 
 def _usable_cores() -> int | None:

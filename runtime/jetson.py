@@ -67,7 +67,7 @@ def read_jetson(root: Path, run: Run) -> Jetson | None:
         tensorrt=next((packages[name] for name in packages if re.fullmatch(r"libnvinfer\d+", name)), None),
         dla_cores=_dla_cores(tree),
         power_mode=mode and mode[1],
-        clocks_locked=_clocks_locked(root / "sys"),
+        clocks_locked=clocks_locked(root),
     )
 
 
@@ -98,8 +98,9 @@ def _dla_cores(tree: Path) -> int | None:
     return sum(_text(node / "status") in ("", "okay", "ok") for node in nodes)
 
 
-def _clocks_locked(sys: Path) -> bool | None:
+def clocks_locked(root: Path) -> bool | None:
     """Compare the lowest and highest frequency that CPU and GPU may take; None where the kernel does not tell."""
+    sys = root / "sys"
     gpus = [folder for folder in sys.glob("class/devfreq/*") if re.search(r"gpu|gp10b|gv11b|ga10b", folder.name)]
     ranges = [
         *((_text(gpu / "min_freq"), _text(gpu / "max_freq")) for gpu in gpus),
