@@ -135,9 +135,8 @@ def table(rows: list[dict], arms: Iterable[Arm], by_size: bool) -> str:
                 counts = [sum(row["verdict"] == verdict for row in own) for verdict in ("pass", "fail", "inconclusive")]
                 shares = " | ".join(f"{count} ({100 * count / len(own):.1f} %)" for count in counts)
                 seconds = median(row["seconds"] for row in own)
-                lines.append(
-                    f"| {machine} | {arm.name} | {100 * arm.margin:g} % | {size} | {len(own)} | {shares} | {seconds:.1f} |"
-                )
+                kind = f"{machine} | {arm.name} | {100 * arm.margin:g} % | {size}"
+                lines.append(f"| {kind} | {len(own)} | {shares} | {seconds:.1f} |")
     return "\n".join(lines)
 
 
@@ -157,8 +156,8 @@ def report(rows: list[dict], arms: list[Arm], networks: dict, beside: int) -> st
         (
             "# The gate, tried",
             "Written by `benchmarks/gate_trials.py`, which says how. "
-            f"Machine: {facts['usable_cores']} cores of {facts['cpu_model']}, {facts['memory_total_bytes'] / 1e9:.0f} GB"
-            f"{', a virtual machine' if facts.get('virtual_machine') else ''}. "
+            f"Machine: {facts['usable_cores']} cores of {facts['cpu_model']}"
+            f"{', a virtual machine' if facts['virtual_machine'] else ''}. "
             f"Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}. "
             f"Disturbed: {beside} neighbour{'s' * (beside != 1)}. Load average, median: {said}.",
             table(rows, arms, by_size=False),
