@@ -3,17 +3,15 @@
 All four show the same numbers by the same rules (`tlc.cli.wording`).
 """
 
-import re
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from tlc.cli import plots, wording
+from tlc.cli.templates import rendered
 from tlc.cli.wording import Column
 from tlc.runtime.artifact import write_text
 from tlc.runtime.report import Measurement, Report
@@ -93,18 +91,7 @@ def _rounded(report: Report) -> Report:
 
 
 def _rendered(template: str, report: Report) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=template.endswith(".html.j2"),  # Markdown has filters of its own
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(
-        code=_code, plain=_plain, svg=Markup, interval=_interval, flat=wording.flat, json=wording.as_json
-    )
-    return environment.get_template(template).render(_context(report))
+    return rendered(template, _context(report))
 
 
 def _context(report: Report) -> dict[str, Any]:
@@ -121,21 +108,3 @@ def _context(report: Report) -> dict[str, Any]:
         "scores": {row.name: {score.name: score for score in row.accuracy.per_class} for row in (original, chosen)},
         "samples": len(original.latency.samples_ms) if original.latency else 0,
     }
-
-
-def _interval(text: str) -> Markup:
-    """Return `text` as HTML, its bounds (`[low, high]`) set smaller than its estimate."""
-    return Markup(re.sub(r"(\[.*?\])", r'<span class="ci">\1</span>', str(escape(text))))  # noqa: S704 (escaped)
-
-
-def _code(text: str) -> str:
-    """Return `text` as a Markdown code span, where nothing of it is markup, a link or a mention."""
-    text = wording.printable(text)
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    space = " " if text[:1] in ("`", "") or text[-1:] == "`" else ""
-    return f"{fence}{space}{text}{space}{fence}".replace("|", r"\|")
-
-
-def _plain(text: str) -> str:
-    """Return `text` as Markdown that renders as itself; an `@` mentions nobody."""
-    return re.sub(r"([\\`*_\[\]<>|~&#])", r"\\\1", wording.printable(text)).replace("@", "@\N{ZERO WIDTH SPACE}")
