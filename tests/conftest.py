@@ -1,6 +1,7 @@
 """Options and fixtures of the whole suite."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what the tests measure out of the user's history."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TLC_HISTORY", str(tmp_path_factory.mktemp("history") / "history.sqlite"))
+        yield
 
 
 @pytest.fixture(scope="session")
