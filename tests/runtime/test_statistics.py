@@ -95,6 +95,12 @@ def test_samples_needed_are_the_known_ones() -> None:
     assert [samples_needed(percentile) for percentile in (50, 90, 95, 99)] == [7, 44, 90, 459]
 
 
+def test_a_confidence_means_the_decimal_number() -> None:
+    # 1 - 0.9 is a little less than 0.1 in floating-point numbers, the probability that one sample is below the p10.
+    assert samples_needed(10, confidence=0.9) == 1
+    assert upper_quantile_bound([5.0], 10, confidence=0.9) == 5
+
+
 def test_the_maximum_has_a_lower_bound_only() -> None:
     assert quantile_bounds([3, 1, 2], 100) == (3, None)
     with pytest.raises(ValueError, match="bounds the maximum"):
@@ -201,6 +207,14 @@ def test_bootstrap_interval_is_that_of_scipy() -> None:
     ).confidence_interval
     assert estimate == before.mean() - after.mean()
     assert (low, high) == pytest.approx(wanted, abs=0.006)  # two sets of resamples; steps of 0.005
+
+
+@pytest.mark.parametrize(("tail", "resamples", "place"), [(0.005, 200, 1), (0.005, 1399, 6), (0.29, 100, 29)])
+def test_bounds_are_the_resamples_at_these_places(tail: float, resamples: int, place: int) -> None:
+    # 0.29 * 100 is below 29 in floating-point numbers.
+    numbers = itertools.count(1)
+    _, low, high = bootstrap_interval(lambda _: float(next(numbers)), 5, tail=tail, resamples=resamples, seed=0)
+    assert (low, high) == (place, resamples + 1 - place)
 
 
 def test_what_cannot_be_resampled_is_refused() -> None:
