@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-import torchvision
 from torch import nn
 
 from tlc.compress.arch import Architecture, accepts_num_classes, build, parse_arch, torchvision_names
@@ -227,6 +226,8 @@ def _torchvision_candidates(wanted: Shapes) -> Iterator[str]:
 
 @functools.cache
 def _torchvision_families() -> tuple[tuple[frozenset[str], tuple[str, ...]], ...]:
+    import torchvision
+
     families: dict[str, list[str]] = {}
     for name in torchvision_names():
         families.setdefault(torchvision.models.get_model_builder(name).__module__, []).append(name)

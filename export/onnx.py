@@ -18,11 +18,7 @@ from torch import nn
 from tlc.export.opset import lower_opset
 from tlc.export.quiet import quiet
 from tlc.runtime.errors import TlcError
-from tlc.runtime.tensor import Feeds
-
-INPUT_NAME = "input"
-OUTPUT_NAME = "logits"
-BATCH_NAME = "N"
+from tlc.runtime.tensor import BATCH_NAME, INPUT_NAME, OUTPUT_NAME, Feeds
 
 _EXPORTER_OPSET = 18  # torch's exporter writes nothing older; see tlc.export.opset for what lowers it
 _OLDEST_OPSET = 13

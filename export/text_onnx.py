@@ -12,7 +12,6 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from tlc.export.onnx import (
-    BATCH_NAME,
     OnnxExport,
     Probe,
     check_opset,
@@ -25,8 +24,8 @@ from tlc.export.onnx import (
 from tlc.export.token_probes import probe_sizes, random_tokens, tokens_that_count, word_table
 from tlc.export.view import View
 from tlc.runtime.errors import TlcError
+from tlc.runtime.tensor import BATCH_NAME, LENGTH_NAME
 
-LENGTH_NAME = "T"
 MASKED = -10_000.0
 """Added to the attention scores of padding. exp(-10,000) is 0 in float32, as that of the smallest float32 is, which
 transformers adds; unlike that one, this number exists in float16 and does not stretch a quantiser's range."""

@@ -11,6 +11,15 @@ Feeds = Mapping[str, NDArray[Any]]
 Samples = Iterable[Feeds]
 """Feeds of one sample each: a batch of 1."""
 
+INPUT_NAME = "input"
+"""Images, in a file that tlc exported."""
+OUTPUT_NAME = "logits"
+"""What comes out of such a file."""
+BATCH_NAME = "N"
+"""Its open batch size."""
+LENGTH_NAME = "T"
+"""The open number of tokens, where it takes texts."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:

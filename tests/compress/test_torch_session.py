@@ -10,7 +10,6 @@ from tiny import seeded_net
 from tlc.compress.checkpoint import save_model
 from tlc.compress.inputs import PreprocessOptions
 from tlc.compress.load import load_model
-from tlc.compress.recipe import ModelSection
 from tlc.compress.text_model import load_text_model, save_text_model
 from tlc.compress.torch_session import TorchSession
 from tlc.runtime.errors import TlcError, UsageError
@@ -61,7 +60,7 @@ def test_weights_and_a_checkpoint_give_the_logits_of_the_network_without_mean_an
     with torch.inference_mode():
         wanted = seeded_net()(torch.from_numpy(noise()["input"])).numpy()
     for path in (weights, tmp_path / "saved"):
-        with TorchSession(ModelSection(path=path, arch=TINY, preprocess=GRAY)) as session:
+        with TorchSession(path, arch=TINY, preprocess=GRAY) as session:
             assert [(s.name, s.shape, s.dtype) for s in session.inputs] == [("input", ("N", 1, 8, 8), "float32")]
             assert session.runtime == f"torch {torch.__version__}"
             answer = session.run(noise())
@@ -73,7 +72,7 @@ def test_an_exported_program_runs_in_torch(weights: Path, tmp_path: Path) -> Non
     torch.export.save(torch.export.export(seeded_net(), (torch.zeros(1, 1, 8, 8),)), tmp_path / "model.pt2")
     answers: list[Any] = []
     for path in (weights, tmp_path / "model.pt2"):
-        with TorchSession(ModelSection(path=path, arch=TINY, preprocess=GRAY)) as session:
+        with TorchSession(path, arch=TINY, preprocess=GRAY) as session:
             answers.append(session.run(noise(1))["logits"])
     assert np.array_equal(answers[0], answers[1])
 
@@ -82,7 +81,7 @@ def test_the_network_is_not_run_before_it_is_asked_to(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(BROKEN, encoding="utf-8")
     torch.save({"scale": torch.ones(1)}, tmp_path / "model.pt")
     arch = f"{tmp_path / 'broken.py'}:Raises"
-    session = TorchSession(ModelSection(path=tmp_path / "model.pt", arch=arch, preprocess=GRAY))
+    session = TorchSession(tmp_path / "model.pt", arch=arch, preprocess=GRAY)
     with pytest.raises(
         TlcError, match=r"model\.pt failed on input \[3, 1, 8, 8\]: nothing to say about 3\n"
     ) as failure:
@@ -95,13 +94,13 @@ def test_what_is_no_tensor_and_what_does_not_fit_in_memory_are_said(tmp_path: Pa
     torch.save({"scale": torch.ones(1)}, tmp_path / "model.pt")
     arch = f"{tmp_path / 'broken.py'}:"
     with pytest.raises(TlcError, match="it returns a dict, not logits"):
-        TorchSession(ModelSection(path=tmp_path / "model.pt", arch=arch + "Tells", preprocess=GRAY)).run(noise())
+        TorchSession(tmp_path / "model.pt", arch=arch + "Tells", preprocess=GRAY).run(noise())
     with pytest.raises(MemoryError, match="allocate"):
-        TorchSession(ModelSection(path=tmp_path / "model.pt", arch=arch + "Wants", preprocess=GRAY)).run(noise())
+        TorchSession(tmp_path / "model.pt", arch=arch + "Wants", preprocess=GRAY).run(noise())
 
 
 def test_feeds_of_another_name_or_shape_and_a_closed_session_are_refused(weights: Path) -> None:
-    session = TorchSession(ModelSection(path=weights, arch=TINY, preprocess=GRAY))
+    session = TorchSession(weights, arch=TINY, preprocess=GRAY)
     with pytest.raises(TlcError, match=r"takes input float32 \[N, 1, 8, 8\], got x"):
         session.run({"x": noise()["input"]})
     with pytest.raises(TlcError, match=r"got float32 \[3, 1, 4, 8\]"):
@@ -115,22 +114,22 @@ def test_feeds_of_another_name_or_shape_and_a_closed_session_are_refused(weights
 def test_threads_are_those_of_the_process_and_at_least_one(weights: Path) -> None:
     before = torch.get_num_threads()
     try:
-        TorchSession(ModelSection(path=weights, arch=TINY, preprocess=GRAY), threads=2)
+        TorchSession(weights, arch=TINY, preprocess=GRAY, threads=2)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
     with pytest.raises(UsageError, match="threads must be at least 1, got 0"):
-        TorchSession(ModelSection(path=weights, arch=TINY, preprocess=GRAY), threads=0)
+        TorchSession(weights, arch=TINY, preprocess=GRAY, threads=0)
 
 
 def test_weights_alone_and_a_text_model_s_folder_without_one_say_what_to_pass(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(TlcError, match="holds weights only"):
-        TorchSession(ModelSection(path=weights))
+        TorchSession(weights)
     with pytest.raises(TlcError, match="the size of the model's input is not known"):
-        TorchSession(ModelSection(path=weights, arch=TINY))
+        TorchSession(weights, arch=TINY)
     (tmp_path / "empty").mkdir()
     with pytest.raises(TlcError, match="a folder without a model in it"):
-        TorchSession(ModelSection(path=tmp_path / "empty"))
+        TorchSession(tmp_path / "empty")
 
 
 def test_texts_give_the_logits_of_the_network_from_a_folder_and_a_checkpoint_without_a_tokenizer(
@@ -144,7 +143,7 @@ def test_texts_give_the_logits_of_the_network_from_a_folder_and_a_checkpoint_wit
     with torch.inference_mode():
         wanted = model.module(*map(torch.from_numpy, feeds.values())).numpy()
     for path in (folder, tmp_path / "saved"):
-        with TorchSession(ModelSection(path=path)) as session:
+        with TorchSession(path) as session:
             assert [(s.name, s.shape, s.dtype) for s in session.inputs] == [(n, ("N", "T"), "int64") for n in feeds]
             assert np.array_equal(session.run(feeds)["logits"], wanted)
 
@@ -155,13 +154,13 @@ def test_texts_in_pairs_take_token_types(tmp_path: Path) -> None:
     feeds = tokens("input_ids", "attention_mask", "token_type_ids")
     answers: list[Any] = []
     for path in (folder, tmp_path / "saved"):
-        with TorchSession(ModelSection(path=path), pairs=True) as session:
+        with TorchSession(path, pairs=True) as session:
             answers.append(session.run(feeds)["logits"])
     assert np.array_equal(answers[0], answers[1])
 
 
 def test_a_text_that_is_too_long_says_how_many_tokens_are_possible(tmp_path: Path) -> None:
-    session = TorchSession(ModelSection(path=write_tiny(tmp_path / "model")))
+    session = TorchSession(write_tiny(tmp_path / "model"))
     with pytest.raises(TlcError, match=r"failed on input_ids \[2, 65\], attention_mask \[2, 65\]") as failure:
         session.run(tokens("input_ids", "attention_mask", length=65))
     assert failure.value.hint.endswith("Its position embeddings reach 64 tokens.")
