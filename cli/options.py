@@ -83,8 +83,8 @@ def preprocess_options(function: F) -> F:
     return function
 
 
-def data_options(*, required: bool) -> Callable[[F], F]:
-    """Add the options that say where the data is."""
+def data_options(*, required: bool, multiple: bool = False) -> Callable[[F], F]:
+    """Add the options that say where the data is; `multiple` makes `data` a tuple of any number."""
 
     def add(function: F) -> F:
         for option in reversed(
@@ -93,6 +93,7 @@ def data_options(*, required: bool) -> Callable[[F], F]:
                     "--data",
                     type=_PATH,
                     required=required,
+                    multiple=multiple,
                     help="ImageFolder directory, .zip or .tar of it, .npz; texts as .csv, .tsv, .jsonl or .parquet.",
                 ),
                 click.option("--text-column", metavar="NAME", help="Texts, words or questions, if not found by name."),

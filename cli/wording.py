@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,7 +184,12 @@ _SCORES: tuple[tuple[str, str, Callable[[Accuracy], float | None]], ...] = (
 
 def score_columns(report: Report) -> list[tuple[str, str, Callable[[Accuracy], float | None]]]:
     """Return title, unit and value of the scores that are defined for the report's task."""
-    return [column for column in _SCORES if any(column[2](row.accuracy) is not None for row in report.measurements)]
+    return scores_defined([row.accuracy for row in report.measurements])
+
+
+def scores_defined(found: Sequence[Accuracy]) -> list[tuple[str, str, Callable[[Accuracy], float | None]]]:
+    """Return title, unit and value of the scores that at least one of `found` has."""
+    return [column for column in _SCORES if any(column[2](scores) is not None for scores in found)]
 
 
 def input_words(report: Report) -> str:

@@ -83,6 +83,7 @@ def compare(
     timing: Timing,
     *,
     limits: Limits = Limits(),  # noqa: B008 - frozen
+    threads: int | None = None,
     pictures: int = 0,
     command: str = "",
     emit: Emit = silent,
@@ -90,7 +91,8 @@ def compare(
     """Compare the models of `a` and `b`, which differ in nothing else, on the evaluation samples of each of `data`.
 
     Accuracy and outputs are those of the ONNX files or engines, of a PyTorch model those of the file that `tlc export`
-    makes of it; latency and memory of that are its own in PyTorch. With `pictures`, as many changed images a data set.
+    makes of it; latency and memory of that are its own in PyTorch, on `threads`, or those of the target. With
+    `pictures`, JPEGs of as many changed images a data set.
 
     Raises TlcError for a model or data that is broken, data that is not the models', and models that are not for the
     same samples and classes; a model that fails while it is timed is in the report as that.
@@ -101,6 +103,8 @@ def compare(
     if len({path.resolve() for path in data}) < len(data):
         raise UsageError("A data set is given twice", hint="Give each --data once.")
     target = load_target(a.target)
+    if threads is not None:
+        target = target.model_copy(update={"threads": threads})
     with tempfile.TemporaryDirectory(prefix="tlc-") as name:
         folder = Path(name)
         names = str(a.model.path), str(b.model.path)
