@@ -84,17 +84,24 @@ class OrtSession(Session):
     `threads` work on one operator. `provider` runs every node: where it does not, because its libraries did not load or
     it has no kernel, ONNX Runtime would run the rest on the CPU and say nothing; here that is an error, unless
     `allow_cpu_nodes`. Numbers are those of the file: float32 is not computed in bfloat16 or TF32.
+    With `profile`, every node is timed, and `end_profiling` writes a file whose name begins so.
 
     Raises UsageError below one thread and TlcError for a file that is missing, broken, or needs what this ONNX Runtime
     does not have, for a provider that this ONNX Runtime lacks or cannot start, and for nodes left to the CPU.
     """
 
     def __init__(
-        self, path: Path, *, threads: int = 1, provider: Provider = "cpu", allow_cpu_nodes: bool = False
+        self,
+        path: Path,
+        *,
+        threads: int = 1,
+        provider: Provider = "cpu",
+        allow_cpu_nodes: bool = False,
+        profile: Path | None = None,
     ) -> None:
         check_file(path, threads)
         self._path = path
-        self._session: Any = _opened(path, threads, provider, allow_cpu_nodes)
+        self._session: Any = _opened(path, threads, provider, allow_cpu_nodes, profile)
         self._placement = _placement(self._session)
         self._inputs = tuple(_spec(path, "input", arg) for arg in self._session.get_inputs())
         self._outputs = tuple(_spec(path, "output", arg) for arg in self._session.get_outputs())
@@ -124,6 +131,10 @@ class OrtSession(Session):
                 hint="Try a batch of 1; a file exported for another batch size has to be exported again.",
             ) from error
         return dict(zip(self._output_names, values, strict=True))
+
+    def end_profiling(self) -> Path:
+        """Return the file with the times of all runs so far; for a session with `profile`, once."""
+        return Path(self._session.end_profiling())
 
     def close(self) -> None:
         """Free the model; a second call does nothing."""
@@ -175,7 +186,7 @@ def zero_feeds(inputs: Sequence[TensorSpec], sizes: Mapping[str, int] | None = N
     }
 
 
-def _opened(path: Path, threads: int, provider: Provider, allow_cpu_nodes: bool) -> Any:
+def _opened(path: Path, threads: int, provider: Provider, allow_cpu_nodes: bool, profile: Path | None) -> Any:
     name, package = PROVIDERS[provider]
     if name not in ort.get_available_providers():
         raise TlcError(
@@ -189,6 +200,9 @@ def _opened(path: Path, threads: int, provider: Provider, allow_cpu_nodes: bool)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     # Errors come as exceptions; ONNX Runtime would print them to stderr as well.
     options.log_severity_level = 4
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     # Workers stop spinning when a run returns, so they cannot steal time from the next session in an interleaved run.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if provider == "cpu":
