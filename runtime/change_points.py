@@ -64,7 +64,8 @@ def _split(
     parts = _Parts(n, min_size)
     distances = np.abs(series[:, None] - series)
     divergence = parts.divergence(distances)
-    largest = divergence.max() * (1 - 1e-9)  # the same parts in another order are as large, whatever the rounding
+    largest = divergence.max()
+    largest -= 1e-9 * abs(largest)  # the same parts in another order diverge as much, whatever the rounding
     reached = 0
     for _ in range(permutations):
         order = generator.permutation(n)
@@ -83,7 +84,7 @@ class _Parts:
         # The divergence, m k / (m + k) times (twice the mean distance between the parts less the mean distances
         # within them), in sums over the squares [0, middle) and [0, stop) of the distances and over what is across.
         within_first, within_second = k / ((m - 1) * stop), m / ((k - 1) * stop)
-        self.middle = middle
+        self.middle, self.stop = middle, stop
         self._places = middle * (n + 2), stop * (n + 2), middle * (n + 1) + stop
         self._weights = -2 / stop - within_first - within_second, -within_second, 2 / stop + 2 * within_second
 

@@ -1,10 +1,12 @@
 """Change points against series whose levels are known, two other implementations, and noise without any change."""
 
+import itertools
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tlc.runtime.change_points import change_points
+from tlc.runtime.change_points import _Parts, change_points
 
 
 def latencies(seed: int, *levels: tuple[float, int]) -> NDArray[np.float64]:
@@ -33,6 +35,31 @@ def test_points_are_those_of_two_other_implementations(
     # Each list is what apache-otava 0.8.0 (compute_change_points_orig, p 0.01) and ruptures 1.1.10 (Pelt, l2, jump 1,
     # penalty 3 * 0.02^2 * log n) gave for the same values. At the stairs noise moved two of the true 20, 40, 60, 80.
     assert change_points(latencies(seed, *levels)) == expected
+
+
+def test_every_pair_of_parts_diverges_as_defined() -> None:
+    # Matteson and James, section 2: m k / (m + k) times the energy distance with the mean over pairs within a part.
+    values = np.random.default_rng(12).standard_cauchy(13)
+    wanted = {}
+    for middle in range(3, 11):
+        for stop in range(middle + 3, 14):
+            first, second = values[:middle], values[middle:stop]
+            across = np.mean([abs(x - y) for x in first for y in second])
+            within = [np.mean([abs(x - y) for x, y in itertools.combinations(part, 2)]) for part in (first, second)]
+            wanted[middle, stop] = middle * (stop - middle) / stop * (2 * across - sum(within))
+    parts = _Parts(13, 3)
+    found = dict(
+        zip(zip(parts.middle, parts.stop, strict=True), parts.divergence(np.abs(values[:, None] - values)), strict=True)
+    )
+    assert found == pytest.approx(wanted)
+
+
+def test_orders_that_only_rounding_tells_apart_are_equal() -> None:
+    # Two of the 20 ways to divide six values are the given one and its mirror: the p-value is 0.1.
+    for seed in range(20):
+        series = latencies(seed, (8.0, 3), (16.0, 3))
+        assert change_points(series, alpha=0.07) == []
+        assert change_points(series, alpha=0.14) == [3]
 
 
 def test_noise_without_a_change_rarely_makes_a_point() -> None:
@@ -88,5 +115,6 @@ def test_wrong_arguments_are_refused() -> None:
         change_points(np.ones((2, 9)))
     with pytest.raises(ValueError, match="min_size 1"):
         change_points([1.0] * 9, min_size=1)
-    with pytest.raises(ValueError, match=r"50 permutations cannot show a p-value of 0\.01"):
-        change_points([1.0] * 9, permutations=50)
+    with pytest.raises(ValueError, match=r"98 permutations cannot show a p-value of 0\.01"):
+        change_points([1.0] * 9, permutations=98)
+    assert change_points([1.0] * 9 + [2.0] * 9, permutations=99) == [9]
