@@ -14,14 +14,16 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 
-from tlc.runtime.bench import Case, Failure, Limits, launch, model_bench
+from tlc.runtime.bench import model_bench
 from tlc.runtime.bench_report import BenchReport, BenchWarning, Launch, ModelBench
 from tlc.runtime.environment import environment, machine_identity
 from tlc.runtime.errors import TlcError, UsageError
 from tlc.runtime.gate_checks import RESAMPLES, bytes_check, doubted, quantile_check, slowdown_check
 from tlc.runtime.gate_report import Check, GateReport, Verdict, worst
 from tlc.runtime.health import machine_warnings, model_warnings, snapshot
+from tlc.runtime.launch import launch
 from tlc.runtime.limits import GateLimits
+from tlc.runtime.process import Case, Failure, Limits
 from tlc.runtime.statistics import ratio_interval, unpaired_ratio_interval
 from tlc.runtime.stored_report import StoredBaseline
 

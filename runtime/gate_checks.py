@@ -65,7 +65,7 @@ def quantile_check(launches: Sequence[Launch], percentile: int, limit_ms: float,
     else:
         low, high = _quantile_bounds(samples, percentile, tail=tail, seed=seed)
         reason = (
-            f"p{percentile} of {len(pooled)} runs is {value:.3f} ms (bounds {low:.3f} and {high:.3f} ms), "
+            f"p{percentile} of {len(pooled)} runs is {value:.4g} ms (bounds {low:.4g} and {high:.4g} ms), "
             f"the limit is {limit_ms:g} ms."
         )
     verdict = three_way(low, high, limit_ms)

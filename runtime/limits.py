@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,7 +10,7 @@ from tlc.runtime.errors import UsageError
 
 _NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([^\s0-9.]*)\s*")
 _MS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
-_BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 class GateLimits(BaseModel):
@@ -89,7 +90,7 @@ def parse_bytes(text: str) -> int:
     return size
 
 
-def _quantity(text: str, units: dict[str, float] | dict[str, int], example: str) -> float:
+def _quantity(text: str, units: Mapping[str, float], example: str) -> float:
     found = _NUMBER.fullmatch(text)
     if found is None:
         raise UsageError(f"{text!r} is not a number with a unit", hint=f"Write it as {example}.")
@@ -97,10 +98,11 @@ def _quantity(text: str, units: dict[str, float] | dict[str, int], example: str)
     known = ", ".join(units)
     if not unit:
         raise UsageError(f"{text!r} has no unit", hint=f"Add one of {known}: {example}.")
-    if unit.lower() not in units:
+    factor = {name.lower(): factor for name, factor in units.items()}.get(unit.lower())
+    if factor is None:
         raise UsageError(f"{text!r} has the unknown unit {unit!r}", hint=f"Use one of {known}, such as {example}.")
     # The last digits of 2.5 * 0.01 are an artefact of binary fractions.
-    value = float(f"{float(number) * units[unit.lower()]:.12g}")
+    value = float(f"{float(number) * factor:.12g}")
     if value <= 0:
         raise UsageError(f"{text!r} is not above zero", hint=f"No measurement can show that; write such as {example}.")
     return value

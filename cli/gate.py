@@ -1,0 +1,238 @@
+"""`tlc gate`."""
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from tlc.cli.bench import limit_options, limits_from
+from tlc.cli.gate_config import read_config
+from tlc.cli.options import data_options, model_from, model_options, recipe_from
+from tlc.cli.progress import progress
+from tlc.runtime.errors import TlcError, UsageError
+
+if TYPE_CHECKING:
+    from tlc.runtime.gate_report import Check, GateReport
+    from tlc.runtime.limits import GateLimits
+    from tlc.runtime.process import Case
+    from tlc.runtime.stored_report import StoredBaseline
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_PATH = click.Path(path_type=Path)
+_FILES = (".onnx", ".plan", ".engine")
+_OUTPUTS = ("output", "junit", "summary", "comment", "code_quality")
+_POINTS = click.FloatRange(0, 100, min_open=True)
+
+
+def _quantity(option: str, parser: str, metavar: str, what: str) -> Callable[[F], F]:
+    """Return an option whose text, with its unit, a function of `tlc.runtime.limits` reads."""
+
+    def read(ctx: click.Context, param: click.Parameter, value: str | None) -> float | int | None:
+        from tlc.runtime import limits
+
+        parse: Callable[[str], float | int] = getattr(limits, parser)
+        try:
+            return None if value is None else parse(value)
+        except UsageError as error:
+            raise click.BadParameter(f"{error.message}. {error.hint}", ctx, param) from error
+
+    return click.option(option, callback=read, metavar=metavar, help=what)
+
+
+@click.command("gate", short_help="Decide whether a model may ship: pass, fail or inconclusive.")
+@click.argument("candidate", type=_PATH)
+@click.option("--baseline", type=_PATH, help="Model to measure in turns with; or a report of bench or gate, .json.")
+@_quantity("--max-slowdown", "parse_ratio", "PERCENT", "Of the median latency, against the baseline: 5%.")
+@_quantity("--p50-under", "parse_ms", "TIME", "Median latency: 8ms.")
+@_quantity("--p90-under", "parse_ms", "TIME", "90th percentile of the latency.")
+@_quantity("--p99-under", "parse_ms", "TIME", "99th percentile, which takes at least 568 runs.")
+@_quantity("--max-memory", "parse_bytes", "SIZE", "Peak memory: 200MB.")
+@_quantity("--max-size", "parse_bytes", "SIZE", "Size of the model's files: 5MB.")
+@click.option("--max-drop", type=_POINTS, help="Loss of top-1 on --data, in points.")
+@click.option("--per-class-drop", type=_POINTS, help="Loss of each class's recall on --data, in points.")
+@click.option("--config", type=_PATH, callback=read_config, is_eager=True, help="TOML file with [gate].  [tlc.toml]")
+@click.option("--target", help="Device: a name of `tlc targets`, or FILE.toml.  [default: ONNX Runtime on the CPU]")
+@click.option("--threads", type=click.IntRange(1), help="Cores for one inference.  [default: the target's, or 1]")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Samples in one inference.")
+@click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="Length of an open dimension.")
+@click.option("--inputs", type=_PATH, help="An .npz of real inputs, one array per input.")
+@click.option("--rounds", type=click.IntRange(1), default=40, show_default=True, help="At the first of three looks.")
+@click.option("--launches", type=click.IntRange(1), default=3, show_default=True, help="Starts of every process.")
+@click.option("--self-check", is_flag=True, help="Compare the baseline with itself first; that has to pass.")
+@click.option("--any-machine", is_flag=True, help="Compare with a stored report of another machine, too.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the order and the inputs.")
+@limit_options
+@data_options(required=False)
+@model_options
+@click.option("-o", "--output", type=_PATH, help="Write the report as JSON.")
+@click.option("--junit", type=_PATH, help="Write JUnit XML: one test case per limit.")
+@click.option("--summary", type=_PATH, help="Append Markdown to FILE.  [default: $GITHUB_STEP_SUMMARY]")
+@click.option("--comment", type=_PATH, help="Write Markdown for a comment, with a marker to find it again.")
+@click.option("--code-quality", type=_PATH, help="Write GitLab's code quality report.")
+@click.option("--label", default="", help="Of the run in the history, such as a commit.")
+@click.option("--no-history", is_flag=True, help="Leave the run out of the history.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+def gate_command(candidate: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Hold CANDIDATE to limits: exit status 0 if all are shown to be kept, 3 if one is shown not to be, 4 otherwise.
+
+    Latency is compared with the baseline's, measured now and in turns with it; while it is open which side of the
+    limit it is on, both are measured again, at most twice. A candidate that crashes fails. What cannot be measured, or
+    not well enough, never passes. Limits and settings may also stand in [gate] of tlc.toml; options override them.
+
+    \b
+    Examples:
+      tlc gate int8.onnx --baseline model.onnx --max-slowdown 5%
+      tlc gate model.onnx --p50-under 8ms --max-memory 200MB --max-size 5MB
+      tlc gate int8.onnx --baseline model.onnx --max-drop 1 --per-class-drop 5 --data photos/
+    """
+    from tlc.compress.events import Progress
+    from tlc.runtime.gate import Effort, gate
+    from tlc.runtime.gate_report import EXIT_CODES
+    from tlc.runtime.history import append_to_history
+
+    start = time.monotonic()
+    limits = _limits(options)
+    _require_places(options)
+    baseline = _baseline(options["baseline"], candidate, options)
+    effort = Effort(
+        rounds=options["rounds"],
+        launches=options["launches"],
+        self_check=options["self_check"],
+        any_machine=options["any_machine"],
+        limits=limits_from(options),
+    )
+    with progress(quiet=quiet) as emit:
+        report = gate(
+            _case(candidate, options),
+            baseline,
+            limits,
+            seed=options["seed"],
+            effort=effort,
+            score=_scoring(candidate, limits, options),
+            command=shlex.join(["tlc", *sys.argv[1:]]),
+            on_progress=lambda what, done, total: emit(Progress(what, done, total)),
+        )
+    _write(report, options, time.monotonic() - start)
+    _print(report, as_json=as_json)
+    append_to_history(report, label=options["label"], off=options["no_history"])
+    sys.exit(EXIT_CODES[report.verdict])
+
+
+def _limits(options: Mapping[str, Any]) -> "GateLimits":
+    from tlc.runtime.limits import GateLimits
+
+    return GateLimits(
+        max_slowdown_ratio=options["max_slowdown"],
+        p50_under_ms=options["p50_under"],
+        p90_under_ms=options["p90_under"],
+        p99_under_ms=options["p99_under"],
+        max_memory_bytes=options["max_memory"],
+        max_size_bytes=options["max_size"],
+        max_drop_points=options["max_drop"],
+        per_class_drop_points=options["per_class_drop"],
+    )
+
+
+def _require_places(options: Mapping[str, Any]) -> None:
+    """Raise UsageError for a file that could not be written when everything is measured."""
+    for name in _OUTPUTS:
+        path = options[name]
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UsageError(f"there is no folder {path.parent} to write {path.name} to", hint="Create it first.")
+
+
+def _baseline(path: Path | None, candidate: Path, options: Mapping[str, Any]) -> "Case | StoredBaseline | None":
+    from tlc.runtime.stored_report import read_stored
+
+    if path is None:
+        return None
+    return read_stored(path, str(candidate)) if path.suffix == ".json" else _case(path, options)
+
+
+def _case(path: Path, options: Mapping[str, Any]) -> "Case":
+    """Return how a model is measured: files in the target's runtime, everything else in PyTorch."""
+    from tlc.runtime.process import Case
+    from tlc.runtime.target import load_target
+
+    if not path.exists():
+        raise TlcError(f"no model at {path}", hint="Check the path.")
+    target = None if options["target"] is None else load_target(options["target"])
+    setting: dict[str, Any] = {
+        "threads": options["threads"] or (1 if target is None else target.threads),
+        "batch": options["batch"],
+        "sizes": dict(_size(text) for text in options["sizes"]),
+        "feeds": options["inputs"],
+    }
+    if path.suffix.lower() in _FILES:
+        return Case(str(path), path, target, **setting)
+    from tlc.compress.torch_worker import torch_case
+
+    return torch_case(str(path), model_from(options, path), **setting)
+
+
+def _size(text: str) -> tuple[str, int]:
+    name, _, value = text.rpartition("=")
+    if not (name and value.isdecimal() and int(value)):
+        raise UsageError(f"--size {text!r} has no name and length", hint="Write it as --size T=128.")
+    return name, int(value)
+
+
+def _scoring(
+    candidate: Path, limits: "GateLimits", options: Mapping[str, Any]
+) -> "Callable[[], Sequence[Check]] | None":
+    """Return what judges the accuracy; None without --data."""
+    data, baseline = options["data"], options["baseline"]
+    if data is None:
+        return None
+    if not limits.needs_accuracy:
+        raise UsageError("--data is given, and no limit on accuracy", hint="Give --max-drop or --per-class-drop.")
+    if not data.exists():
+        raise TlcError(f"no data at {data}", hint="Check the path.")
+
+    def score() -> "Sequence[Check]":
+        from tlc.compress.gate_accuracy import disagreements
+        from tlc.runtime.gate_checks import accuracy_checks
+
+        overall, by_class = disagreements(recipe_from(options, candidate), recipe_from(options, baseline))
+        return accuracy_checks(
+            overall,
+            by_class,
+            max_drop_points=limits.max_drop_points,
+            per_class_drop_points=limits.per_class_drop_points,
+        )
+
+    return score
+
+
+def _write(report: "GateReport", options: Mapping[str, Any], seconds: float) -> None:
+    from tlc.cli.gate_output import code_quality_json, comment, junit_xml, markdown
+    from tlc.runtime.artifact import write_text
+
+    if options["output"] is not None:
+        write_text(options["output"], report.model_dump_json())
+    if options["junit"] is not None:
+        write_text(options["junit"], junit_xml(report, seconds))
+    if options["comment"] is not None:
+        write_text(options["comment"], comment(report))
+    if options["code_quality"] is not None:
+        write_text(options["code_quality"], code_quality_json(report))
+    summary = options["summary"] or os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        with Path(summary).open("a", encoding="utf-8") as file:  # other steps may have written to it
+            file.write(markdown(report))
+
+
+def _print(report: "GateReport", *, as_json: bool) -> None:
+    from tlc.cli.gate_output import annotations, gate_lines
+
+    click.echo(report.model_dump_json() if as_json else "\n".join(gate_lines(report)))
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        for line in annotations(report):
+            click.echo(line, err=True)
