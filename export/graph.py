@@ -12,6 +12,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from tlc.export.view import View
+from tlc.runtime.errors import TlcError
 from tlc.runtime.session import zero_feeds
 from tlc.runtime.tensor import Feeds, TensorSpec
 
@@ -161,6 +162,7 @@ def shapes_in_run(model: onnx.ModelProto, names: Iterable[str], feeds: Feeds) ->
     """Return the shapes of the named tensors, of all initialisers and of `feeds`, from one run on `feeds`.
 
     Shape inference gives up behind reshapes that compute with the batch size, as Swin's windows do.
+    Raises TlcError where ONNX Runtime's CPU provider cannot run the graph as it stands, or not on `feeds`.
     """
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     shapes |= {name: array.shape for name, array in feeds.items()}
@@ -172,8 +174,14 @@ def shapes_in_run(model: onnx.ModelProto, names: Iterable[str], feeds: Feeds) ->
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    session: Any = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found = session.run(wanted, dict(feeds)) if wanted else []
+    try:
+        session: Any = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        found = session.run(wanted, dict(feeds)) if wanted else []
+    except Exception as error:  # ONNX Runtime's errors have no common class of their own
+        raise TlcError(
+            f"ONNX Runtime cannot run the graph for the shapes in it: {' '.join(str(error).split())}",
+            hint="Operators of another runtime cannot be counted: give the file that it was made from.",
+        ) from error
     return shapes | {name: value.shape for name, value in zip(wanted, found, strict=True)}
 
 

@@ -232,6 +232,14 @@ def test_a_file_that_is_no_onnx_is_told(tmp_path: Path) -> None:
         weights_bytes(tmp_path / "model.onnx")
 
 
+def test_operators_of_another_runtime_are_told(tmp_path: Path) -> None:
+    path = saved(tmp_path, network([helper.make_node("TRT_Plugin", ["x0"], ["y"], domain="trt")], ["N", 10]))
+
+    with pytest.raises(TlcError, match=r"cannot run the graph for the shapes in it: .*TRT_Plugin") as caught:
+        roofline(path, 1.0, PEAKS)
+    assert "give the file that it was made from" in caught.value.hint
+
+
 def test_a_latency_is_positive(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a latency is positive, got 0 ms"):
         roofline(saved(tmp_path, product()), 0, PEAKS)
