@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ _LONGEST_S = 300.0
 
 
 def measure_peaks(threads: int, *, seconds: float = 0.4) -> Peaks:
-    """Return what `threads` cores reach, measured in a process of its own for about eight times `seconds`.
+    """Return what `threads` cores reach, measured in a process of its own for some eight times `seconds`.
 
     Arrays for memory are four times as large as the last-level caches together and at least 256 MiB, but take no more
     than a quarter of the memory that is available.
@@ -81,7 +82,7 @@ def products_per_s(name: str, threads: int, *, seconds: float) -> float:
     best = 0.0
     for rows in ROWS:
         feeds = {"x": rng.integers(0, 128, (rows, WEIGHT_SHAPE[0])).astype(left)}
-        shortest_s = _shortest_s(lambda feeds=feeds: session.run(None, feeds), seconds)  # type: ignore[misc]
+        shortest_s = _shortest_s(partial(session.run, None, feeds), seconds)
         best = max(best, 2 * rows * math.prod(WEIGHT_SHAPE) / shortest_s)
     return best
 
