@@ -122,7 +122,7 @@ def run(trial: Trial, folder: Path, networks: dict, effort: Effort) -> dict:
 def table(rows: list[dict], arms: Iterable[Arm], by_size: bool) -> str:
     """Return the Markdown table of all trials, by network or not."""
     lines = [
-        "| machine | trial | margin | network | gates | pass | fail | inconclusive | estimate above margin | s a gate |",
+        "| machine | trial | margin | network | gates | pass | fail | inconclusive | above margin | s a gate |",
         "|:--|:--|--:|:--|--:|--:|--:|--:|--:|--:|",
     ]
     for machine in MACHINES:
@@ -162,7 +162,7 @@ def report(rows: list[dict], arms: list[Arm], networks: dict, beside: int) -> st
             f"Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}. "
             f"Disturbed: {beside} neighbour{'s' * (beside != 1)}. Load average, median: {said}.",
             table(rows, arms, by_size=False),
-            "Estimate above margin: how many a bare threshold, without bounds and warnings, would have failed on the same "
+            "Above margin: how many a bare threshold, without bounds and warnings, would have failed on the same "
             "measurements. Seconds are the median.",
             "How much longer the slower networks really take, median of paired blocks of a raw loop with 99 % bounds:",
             "\n".join(("| network | layers | wanted | found |", "|:--|--:|--:|--:|", *slower)),
