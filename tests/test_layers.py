@@ -16,7 +16,7 @@ RUNTIME_MAY_IMPORT = frozenset({"numpy", "onnxruntime", "pydantic", "tomli", "to
 MAY_IMPORT = {"runtime": RUNTIME_MAY_IMPORT, "calibration": RUNTIME_MAY_IMPORT | {"PIL"}}
 # Not part of the base install, so only functions may import it.
 MAY_IMPORT_LAZILY = {
-    "runtime": frozenset({"openvino", "tensorrt"}),
+    "runtime": frozenset({"openvino", "pynvml", "tensorrt"}),
     "calibration": frozenset({"pyarrow", "sklearn", "tokenizers"}),
 }
 
