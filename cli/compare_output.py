@@ -12,7 +12,7 @@ from tlc.runtime.compare_report import ChangedSample, ClassChange, CompareReport
 
 _CLASSES_LISTED = 6
 _CLASSES_SHOWN = 30
-_BAR_WIDTH, _BAR_HEIGHT = 160, 18
+_BAR_WIDTH, _BAR_HEIGHT = 120, 18
 
 
 def lines(report: CompareReport) -> list[str]:
@@ -123,7 +123,7 @@ def alerts(report: CompareReport) -> list[str]:
 def _alert(what: str, change: PairedChange, looked_at: int, kind: str) -> str:
     together = f", adjusted for {looked_at} {kind}" if looked_at > 1 else ""
     return (
-        f"{what} lost {wording.points_interval(change.change_points)} points: of {wording.grouped(change.rows)}, "
+        f"{what}: {wording.points_interval(change.change_points)} points, of {wording.grouped(change.rows)} "
         f"{wording.grouped(change.lost)} lost and {wording.grouped(change.won)} won "
         f"(p {wording.probability(change.adjusted_p)}{together})."
     )
@@ -236,7 +236,7 @@ def interval_bar(change: PairedChange, reach_points: float) -> str:
     return (
         f'<svg class="bar" role="img" aria-label="{wording.points_interval(points)} points" '
         f'viewBox="0 0 {_BAR_WIDTH} {_BAR_HEIGHT}" width="{_BAR_WIDTH}" height="{_BAR_HEIGHT}">'
-        f'<path d="M{zero} 0V{_BAR_HEIGHT}" stroke="var(--grid)" stroke-width="2"/>'
+        f'<path d="M{zero} 0V{_BAR_HEIGHT}" stroke="var(--muted)" stroke-width="1" opacity=".6"/>'
         f'<path d="M{x(points.low)} {middle}H{x(points.high)}" stroke="var({colour})" stroke-width="2"/>'
         f'<circle cx="{x(points.estimate)}" cy="{middle}" r="4" fill="var({colour})"/></svg>'
     )
