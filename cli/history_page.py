@@ -38,6 +38,7 @@ def write_page(path: Path, trends: Sequence[Trend], machines: Mapping[str, Mappi
         "left_out": len(trends) - len(drawn),
         "runs": len({point.run for trend in trends for point in trend.series.points}),
         "alpha": alpha,
+        "machines": machines,
         "words": wording,
         "history_words": history_wording,
         "metric": metric,

@@ -9,11 +9,15 @@ from tlc.runtime.history_facts import metric
 from tlc.runtime.history_trend import Change
 
 
+def machine_words(machine: str, machines: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the name of a machine in the history with its processor."""
+    cpu = machines[machine].get("cpu_model")
+    return printable(f"machine {machine} ({cpu})" if cpu else f"machine {machine}")
+
+
 def series_words(series: Series, machines: Mapping[str, Mapping[str, Any]]) -> str:
     """Return what a series is of: model, setting and machine."""
-    cpu = machines[series.machine].get("cpu_model")
-    machine = f"{series.machine} ({cpu})" if cpu else series.machine
-    return printable(f"{series.model}: {series.setting}; machine {machine}")
+    return printable(f"{series.model}: {series.setting}; {machine_words(series.machine, machines)}")
 
 
 def level_words(name: str, value: float) -> str:
