@@ -154,9 +154,9 @@ def _title(report: "GateReport") -> str:
 
 def _effort(report: "GateReport") -> str:
     candidate = next(model for model in report.bench.models if model.name == report.candidate)
-    runs = sum(len(launch.samples_ns) for launch in candidate.launches)
+    runs, launches = sum(len(launch.samples_ns) for launch in candidate.launches), len(candidate.launches)
     return (
-        f"{report.looks} of 3 looks, {len(candidate.launches)} launches, {runs} runs of the candidate, "
+        f"{report.looks} of 3 looks, {launches} launch{'' if launches == 1 else 'es'}, {runs} runs of the candidate, "
         f"confidence {100 * report.confidence:g} %, seed {report.seed}."
     )
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tlc.runtime.bench_report import NS_PER_MS, Launch, Memory, Setting
+from tlc.runtime.bench_report import NS_PER_MS, BenchReport, BenchWarning, Launch, Memory, ModelBench, Setting
+from tlc.runtime.gate_report import Check, GateReport, worst
 from tlc.runtime.process import Case, Failure
 
 
@@ -75,3 +77,47 @@ class FakeLaunch:
                 **self.noise,
             )
         return found
+
+
+def gate_report(checks: Sequence[Check], *, candidate: str, warnings: Sequence[BenchWarning] = ()) -> GateReport:
+    """A report of one look at one launch of three runs, with these checks."""
+    launch = drawn_launch(Case("candidate", Path("models/candidate.onnx")), np.random.default_rng(0), rounds=1, block=3)
+    model = ModelBench(
+        name=candidate,
+        path="models/candidate.onnx",
+        sha256="0" * 64,
+        size_bytes=1,
+        weights_bytes=None,
+        runtime=launch.runtime,
+        setting=launch.setting,
+        status="ok",
+        problem="",
+        launches=[launch],
+        latency=None,
+        energy=None,
+        layers=None,
+        roofline=None,
+    )
+    bench = BenchReport(
+        tlc_version="0",
+        command="",
+        seed=7,
+        environment={},
+        machine={},
+        models=[model],
+        warnings=list(warnings),
+    )
+    return GateReport(
+        tlc_version="0",
+        command="",
+        seed=7,
+        candidate=candidate,
+        baseline=None,
+        stored_baseline=None,
+        verdict=worst(check.verdict for check in checks),
+        checks=list(checks),
+        confidence=0.99,
+        tail=0.01 / 3,
+        looks=2,
+        bench=bench,
+    )
