@@ -113,7 +113,7 @@ def facts_of(report: Mapping[str, Any], *, where: str = "this") -> Facts:
         place = ".".join(str(part) for part in first["loc"])
         raise TlcError(
             f"{where} is not a complete report of tlc {kind}: {place}: {first['msg']}",
-            hint="Copy the file again, or leave it out.",
+            hint="It was changed, or another version of tlc wrote it: leave it out.",
         ) from error
     if isinstance(found, Report):
         return _of_compress(found, where)
