@@ -17,9 +17,11 @@ import tiny
 from tlc.cli.gate import gate_command
 from tlc.export.metadata import write_metadata
 from tlc.export.onnx import onnx_from_torch
+from tlc.runtime import bench as bench_module
 from tlc.runtime import gate as gate_module
 from tlc.runtime.gate_report import GateReport
 from tlc.runtime.process import Failure
+from tlc.runtime.statistics import ratio_interval
 
 FAST = ("--rounds", "10", "--launches", "1", "--quiet")
 
@@ -59,9 +61,14 @@ def models(tmp_path: Path) -> None:
 @pytest.fixture
 def fake(models: None, monkeypatch: pytest.MonkeyPatch) -> FakeLaunch:
     """Draw the samples instead of measuring: large is 1.5 times as slow as small."""
-    launch = FakeLaunch({"small": 1.0, "large": 1.5})
+    return faked({"small": 1.0, "large": 1.5}, monkeypatch)
+
+
+def faked(latencies_ms: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> FakeLaunch:
+    launch = FakeLaunch(latencies_ms)
     monkeypatch.setattr(gate_module, "gate", partial(gate_module.gate, launch=launch))
     monkeypatch.setattr(gate_module, "machine_warnings", lambda *_args, **_options: [])
+    monkeypatch.setattr(bench_module, "ratio_interval", partial(ratio_interval, resamples=200))  # fewer, for speed
     return launch
 
 
@@ -235,9 +242,7 @@ def _export(net: tiny.TinyNet, path: Path) -> None:
 @pytest.fixture
 def classifiers(classified: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(classified)
-    launch = FakeLaunch({"good": 1.0, "bad": 1.0, "other": 1.0})
-    monkeypatch.setattr(gate_module, "gate", partial(gate_module.gate, launch=launch))
-    monkeypatch.setattr(gate_module, "machine_warnings", lambda *_args, **_options: [])
+    faked({"good": 1.0, "bad": 1.0, "other": 1.0}, monkeypatch)
 
 
 @pytest.mark.usefixtures("classifiers")

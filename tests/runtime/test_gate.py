@@ -1,12 +1,14 @@
 """The rule of the gate, on drawn samples."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from launches import FakeLaunch
 
+import tlc.runtime.bench as bench_module
 import tlc.runtime.gate as gate_module
 import tlc.runtime.gate_checks as gate_checks
 from tlc.runtime.bench_report import BenchWarning
@@ -16,6 +18,7 @@ from tlc.runtime.gate_checks import Disagreements, accuracy_checks
 from tlc.runtime.gate_report import Check, GateReport, Verdict
 from tlc.runtime.limits import GateLimits
 from tlc.runtime.process import Case, Failure
+from tlc.runtime.statistics import ratio_interval
 from tlc.runtime.stored_report import StoredBaseline, read_stored
 
 FIVE_PERCENT = GateLimits(max_slowdown_ratio=0.05)
@@ -43,6 +46,7 @@ def warnings(monkeypatch: pytest.MonkeyPatch) -> list[BenchWarning]:
     monkeypatch.setattr(gate_module, "model_warnings", lambda *_args: [])
     for module in (gate_module, gate_checks):
         monkeypatch.setattr(module, "RESAMPLES", 700)  # fewer, for speed
+    monkeypatch.setattr(bench_module, "ratio_interval", partial(ratio_interval, resamples=200))
     return found
 
 
@@ -89,7 +93,7 @@ def test_what_lies_at_the_limit_is_looked_at_three_times_and_stays_open(cases: C
 
 
 def test_a_further_look_decides_what_the_first_could_not(cases: Cases) -> None:
-    launch = FakeLaunch({"baseline": 1.0, "candidate": 1.0}, noise={"noise_sd": 0.2})
+    launch = FakeLaunch({"baseline": 1.0, "candidate": 1.0}, noise={"noise_sd": 0.25})
 
     report = judged(cases, launch)
 
