@@ -55,7 +55,7 @@ def plan_lines(plan: Plan) -> list[str]:
         lines[-1] += f"; no latency: {reason}"
     else:
         lines[-1] += (
-            f"; latency in {recipe.measure.rounds} rounds of {recipe.measure.block} runs of each file, "
+            f"; latency in {recipe.measure.rounds} rounds over all files, "
             f"{plan.target.threads} thread"
         )
     return lines

@@ -222,7 +222,7 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
         """Return the class of every image, (N,)."""
         return np.asarray(part.labels)
 
-    def timing_feeds(self, _count: int) -> list[Feeds]:
+    def timing_feeds(self) -> list[Feeds]:
         """Return one image: all take the same time."""
         return [{"input": self.data.evaluation.batch(np.arange(1))}]
 

@@ -1,9 +1,8 @@
 """Measuring the original and the candidates in one interleaved session, in the target's runtime where that is here."""
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import cycle
 from pathlib import Path
 from typing import Literal
 
@@ -12,10 +11,13 @@ from tlc.compress.runner import Runner
 from tlc.compress.work import Answers, AnyWork, Feeds
 from tlc.export.graph import graph_stats
 from tlc.runtime.artifact import sha256_file
-from tlc.runtime.latency import Latency, disturbance, measure_interleaved, speedup
-from tlc.runtime.memory import peak_memory_bytes
-from tlc.runtime.report import Agreement, Measurement
-from tlc.runtime.session import Session
+from tlc.runtime.bench import Failure, launch, peak_memory_bytes
+from tlc.runtime.bench_report import NS_PER_MS, Launch
+from tlc.runtime.errors import TlcError
+from tlc.runtime.health import model_warnings
+from tlc.runtime.report import Agreement, Interval, LatencyRecord, Measurement
+from tlc.runtime.statistics import nearest_rank, ratio_interval
+from tlc.runtime.worker import write_feeds
 
 Precision = Literal["fp32", "fp16", "int8"]
 _FEWEST_ROUNDS = 10
@@ -40,34 +42,76 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long to measure: rounds of blocks of runs."""
+    """How long to measure."""
 
     rounds: int
-    block: int
+    """In all launches together."""
+    launches: int
+    """How often the processes are started anew."""
     seed: int
 
 
 def latencies(
     files: Mapping[str, tuple[Path, Sequence[Feeds]]], runner: Runner, timing: Timing, emit: Emit
-) -> dict[str, Latency]:
-    """Return each file's latency, measured interleaved; its runs take turns through its inputs, batch 1 each."""
-    threads = runner.target.threads
-    with ExitStack() as stack:
-        return measure_interleaved(
-            {
-                name: _runner(stack.enter_context(runner.open(path, threads=threads)), feeds)
-                for name, (path, feeds) in files.items()
-            },
-            rounds=timing.rounds,
-            block=timing.block,
-            seed=timing.seed,
-            on_progress=lambda done, total: emit(Progress("latency", done, total)),
-        )
+) -> dict[str, list[Launch]]:
+    """Return each file's launches, measured in turns; a block's runs take turns through the file's inputs, batch 1.
+
+    Raises TlcError for a file that cannot be run to the end.
+    """
+    rounds = -(-timing.rounds // timing.launches)
+    found: dict[str, list[Launch]] = {name: [] for name in files}
+    with tempfile.TemporaryDirectory(prefix="tlc-") as folder:
+        cases = []
+        for number, (name, (path, feeds)) in enumerate(files.items()):
+            arrays = Path(folder) / f"{number}.npz"
+            write_feeds(arrays, feeds)
+            cases.append(runner.case(name, path, feeds=arrays))
+        for number in range(timing.launches):
+            launched = launch(
+                cases,
+                rounds=rounds,
+                seed=timing.seed + number,
+                on_progress=_shown(emit, number * rounds, timing.launches * rounds),
+            )
+            for name, one in launched.items():
+                if isinstance(one, Failure):
+                    raise TlcError(f"{files[name][0]}: {one.problem}", hint="Run it by itself: tlc bench.")
+                found[name].append(one)
+    return found
 
 
-def _runner(session: Session, feeds: Sequence[Feeds]) -> Callable[[], object]:
-    turns = cycle([{spec.name: feed[spec.name] for spec in session.inputs} for feed in feeds])
-    return lambda: session.run(next(turns))
+def _shown(emit: Emit, before: int, all_rounds: int) -> Callable[[int, int], None]:
+    return lambda done, _total: emit(Progress("latency", before + done, all_rounds))
+
+
+def p50_ms(launches: Sequence[Launch]) -> float:
+    """Return the median of all samples, by the nearest-rank rule."""
+    return nearest_rank(_samples_ms(launches), 50)
+
+
+def speedup(baseline: Sequence[Launch], candidate: Sequence[Launch], *, seed: int = 0) -> Interval:
+    """Return how many times faster `candidate` is: see `tlc.runtime.statistics.ratio_interval`."""
+    return ratio_interval(candidate, baseline, seed=seed)
+
+
+def _samples_ms(launches: Sequence[Launch]) -> list[float]:
+    return [sample / NS_PER_MS for one in launches for sample in one.samples_ns]
+
+
+def _record(baseline: Sequence[Launch], launches: Sequence[Launch], *, seed: int) -> LatencyRecord:
+    """Return the report's form."""
+    samples_ms = _samples_ms(launches)
+    mean_ms = sum(samples_ms) / len(samples_ms)
+    return LatencyRecord(
+        samples_ms=samples_ms,
+        p50_ms=p50_ms(launches),
+        p90_ms=nearest_rank(samples_ms, 90),
+        p99_ms=nearest_rank(samples_ms, 99),
+        mean_ms=mean_ms,
+        min_ms=min(samples_ms),
+        throughput_per_s=1000 / mean_ms,
+        speedup=speedup(baseline, launches, seed=seed),
+    )
 
 
 def measure(
@@ -109,36 +153,27 @@ def measure(
                 macs=stats.macs,
                 peak_memory_bytes=None
                 if runner.missing
-                else peak_memory_bytes(
-                    runner.deployed(candidate.path),
-                    runner.target,
-                    threads=runner.target.threads,
-                    sizes=work.largest_sizes,
-                ),
-                p50_ms_by_input={name: found[candidate.name].p50_ms for name, found in others.items()},
-                latency=measured[candidate.name].record(
-                    speedup(measured[original], measured[candidate.name], seed=timing.seed)
-                )
-                if measured
-                else None,
+                else peak_memory_bytes(runner.case(candidate.name, candidate.path, sizes=work.largest_sizes)),
+                p50_ms_by_input={name: p50_ms(found[candidate.name]) for name, found in others.items()},
+                latency=_record(measured[original], measured[candidate.name], seed=timing.seed) if measured else None,
                 layers=runner.layers(candidate.path),
                 accuracy=work.score(own, evaluation),
                 change=None if candidate.name == original else work.change(answers[original], own, evaluation),
                 agreement=candidate.checked or work.agreement(answers[str(candidate.made_from)], own, evaluation),
             )
         )
-    disturbed = disturbance(measured) if measured else None
-    return rows, [disturbed] if disturbed else []
+    warnings = [warning for name, launches in measured.items() for warning in model_warnings(name, launches)]
+    return rows, [warning.message for warning in warnings if warning.code == "unstable"]
 
 
 def _timed(
     candidates: Sequence[Candidate], runner: Runner, timing: Timing, emit: Emit
-) -> tuple[dict[str, Latency], dict[str, dict[str, Latency]]]:
+) -> tuple[dict[str, list[Launch]], dict[str, dict[str, list[Launch]]]]:
     """Return the latencies with ordinary inputs, and by kind those with others."""
-    usual = {c.name: (c.path, c.work.timing_feeds(timing.block)) for c in candidates}
+    usual = {c.name: (c.path, c.work.timing_feeds()) for c in candidates}
     measured = latencies(usual, runner, timing, emit)
-    fewer = replace(timing, rounds=max(_FEWEST_ROUNDS, timing.rounds // 4))
-    others = {c.name: c.work.other_feeds(timing.block) for c in candidates}
+    fewer = replace(timing, rounds=max(_FEWEST_ROUNDS, timing.rounds // 4), launches=1)
+    others = {c.name: c.work.other_feeds() for c in candidates}
     return measured, {
         kind: latencies({c.name: (c.path, others[c.name][kind]) for c in candidates}, runner, fewer, emit)
         for kind in others[candidates[0].name]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import onnx
 
 from tlc.compress.events import Emit, StageDone, silent
-from tlc.compress.measure import Candidate, Timing, latencies, measure
+from tlc.compress.measure import Candidate, Timing, latencies, measure, speedup
 from tlc.compress.plan import Network, Plan, make_plan
 from tlc.compress.processes import leads, wait_for_all
 from tlc.compress.quantize import worth_quantizing
@@ -25,7 +25,6 @@ from tlc.export.fp16 import Fp16Record
 from tlc.runtime.artifact import replacing_dir, require_free_space, sha256_file, write_text
 from tlc.runtime.environment import environment
 from tlc.runtime.errors import TlcError
-from tlc.runtime.latency import speedup
 from tlc.runtime.report import (
     Agreement,
     DataRecord,
@@ -92,11 +91,8 @@ class _Pipeline:
         self.runner = Runner.here(plan.target, run.cache / "engines")
         self.records: list[StageRecord] = []
         self.notes: list[str] = []
-        self.timing = Timing(
-            rounds=self.recipe.measure.rounds,
-            block=self.recipe.measure.block,
-            seed=self.recipe.seed,
-        )
+        measure = self.recipe.measure
+        self.timing = Timing(rounds=measure.rounds, launches=measure.launches, seed=self.recipe.seed)
 
     def execute(self, command: str) -> Report:
         original = self.original()
@@ -336,8 +332,8 @@ class _Pipeline:
 
         def make(_folder: Path) -> dict[str, Any]:
             pair = (before, after)
-            files = {v.name: (v.deployed, v.work.timing_feeds(self.timing.block)) for v in pair}
-            found = latencies(files, self.runner, self.timing, self.emit)
+            files = {v.name: (v.deployed, v.work.timing_feeds()) for v in pair}
+            found = latencies(files, self.runner, replace(self.timing, launches=1), self.emit)
             gain = speedup(found[before.name], found[after.name], seed=self.timing.seed)
             scores = [_holdout_accuracy(version, self.runner) for version in pair]
             return {"speedup": gain.model_dump(), "holdout_top1": scores}

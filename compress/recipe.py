@@ -90,9 +90,9 @@ class MeasureSection(_Section):
     """How latency is measured."""
 
     rounds: int = Field(40, ge=10)
-    """Interleaved rounds over all files, in random order."""
-    block: int = Field(8, ge=1)
-    """Runs of a file in a round."""
+    """Interleaved rounds over all files, in random order; in each, a file has a block of eight runs or more."""
+    launches: int = Field(3, ge=1)
+    """How often the processes are started anew for the final table: the rounds are shared among them."""
 
 
 class Recipe(_Section):

@@ -1,5 +1,6 @@
 """Opening files where the target would: in its runtime where that is here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from tlc.runtime.artifact import sha256_file, sha256_json
 from tlc.runtime.capability import missing, this_machine
 from tlc.runtime.openvino import OpenVinoSession
 from tlc.runtime.plan import read_record
+from tlc.runtime.process import Case
 from tlc.runtime.report import LayerPrecisions
 from tlc.runtime.session import OrtSession, Session
 from tlc.runtime.sessions import ENGINES, open_session
@@ -73,6 +75,12 @@ class Runner:
         if self.missing and path.suffix not in ENGINES:
             return OrtSession(path, threads=threads)
         return open_session(self.deployed(path), self.target, threads=threads)
+
+    def case(self, name: str, path: Path, *, feeds: Path | None = None, sizes: Mapping[str, int] | None = None) -> Case:
+        """Return the file as it is measured: on the target's threads, where `open` would open it."""
+        target = None if self.missing else self.target
+        deployed = self.deployed(path)
+        return Case(name, deployed, target, threads=self.target.threads, feeds=feeds, sizes=sizes or {})
 
     def layers(self, path: Path) -> LayerPrecisions | None:
         """Return what the runtime says its layers run in; None where it does not tell."""

@@ -27,7 +27,7 @@ from tlc.calibration.texts import TextSet, TextSplits
 from tlc.calibration.tokens import TextInput, Tokens, encode, gather
 from tlc.compress.events import Emit, Progress
 from tlc.compress.losses import softened_kl
-from tlc.compress.measure import Timing, latencies
+from tlc.compress.measure import Timing, latencies, p50_ms
 from tlc.compress.quantize import check_calibration, quantize_onnx
 from tlc.compress.recipe import Recipe
 from tlc.compress.runner import Runner
@@ -56,6 +56,7 @@ _CHOICE_BATCH = 32
 _CHOICE_EVALUATIONS = 120
 _CHECK_SAMPLES = 32
 _BUCKET = 32
+_TIMED_TEXTS = 8
 _QAT_EPOCHS = 3
 _RECOVERY_RATE = 5e-5
 
@@ -263,10 +264,10 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
 
     def _fastest(self, files: list[Quantized], runner: Runner, emit: Emit) -> Quantized:
         settings = self.recipe.measure
-        timing = Timing(rounds=settings.rounds, block=settings.block, seed=self.recipe.seed)
-        feeds = self.timing_feeds(timing.block)
+        timing = Timing(rounds=settings.rounds, launches=1, seed=self.recipe.seed)
+        feeds = self.timing_feeds()
         measured = latencies({file.suffix: (file.path, feeds) for file in files}, runner, timing, emit)
-        return fastest([(measured[file.suffix].p50_ms, file.path.stat().st_size, file) for file in files])
+        return fastest([(p50_ms(measured[file.suffix]), file.path.stat().st_size, file) for file in files])
 
     def _int8_files(
         self, network: TextModel | None, float_onnx: Path, folder: Path, runner: Runner, emit: Emit
@@ -376,15 +377,15 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
         """Return the class of every text, or of every labelled word."""
         return part.flat_labels
 
-    def timing_feeds(self, count: int) -> list[Feeds]:
-        """Return `count` evaluation texts whose lengths are the quantiles of all lengths."""
-        return [self.data.evaluation.feeds([index]) for index in self._by_length(count)]
+    def timing_feeds(self) -> list[Feeds]:
+        """Return eight evaluation texts whose lengths are the quantiles of all lengths."""
+        return [self.data.evaluation.feeds([index]) for index in self._by_length()]
 
-    def other_feeds(self, count: int) -> dict[str, list[Feeds]]:
+    def other_feeds(self) -> dict[str, list[Feeds]]:
         """Return long texts, and ordinary ones padded to a bucket or to the limit."""
         part, limit = self.data.evaluation, self.fed.max_length
         longest = int(np.argsort(part.lengths, kind="stable")[round(0.99 * (len(part) - 1))])
-        ordinary = self._by_length(count)
+        ordinary = self._by_length()
         buckets = [min(limit, -(-int(part.lengths[i]) // _BUCKET) * _BUCKET) for i in ordinary]
         return {
             "long": [part.feeds([longest])],
@@ -392,10 +393,10 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
             "padded": [part.feeds([i], pad_to=limit) for i in ordinary],
         }
 
-    def _by_length(self, count: int) -> list[int]:
-        """Return the positions of `count` evaluation texts at evenly spaced ranks of length."""
+    def _by_length(self) -> list[int]:
+        """Return the positions of `_TIMED_TEXTS` evaluation texts at evenly spaced ranks of length."""
         order = np.argsort(self.data.evaluation.lengths, kind="stable")
-        ranks = (np.arange(count) + 0.5) / count * len(order)
+        ranks = (np.arange(_TIMED_TEXTS) + 0.5) / _TIMED_TEXTS * len(order)
         return [int(order[int(rank)]) for rank in ranks]
 
     @property

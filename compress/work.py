@@ -145,10 +145,10 @@ class Work(ABC, Generic[M, F, P]):
         """Return the true class of every row of `answers`."""
 
     @abstractmethod
-    def timing_feeds(self, count: int) -> list[Feeds]:
+    def timing_feeds(self) -> list[Feeds]:
         """Return the inputs that latency is measured with, batch 1: as real samples are."""
 
-    def other_feeds(self, _count: int) -> dict[str, list[Feeds]]:
+    def other_feeds(self) -> dict[str, list[Feeds]]:
         """Return inputs of other kinds to measure latency with besides, by name."""
         return {}
 

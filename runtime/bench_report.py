@@ -23,7 +23,7 @@ WarningCode = Literal[
     "too_few_samples",
     "unstable",
     "memory_grows",
-    "other_machine",
+    "not_counted",
 ]
 
 
@@ -70,6 +70,9 @@ class Memory(_Record):
 class Launch(_Record):
     """One process that loaded a model and ran it in blocks, in turns with the other models' processes."""
 
+    runtime: str
+    """With its version: `onnxruntime 1.31.1`."""
+    setting: Setting
     load_ms: float
     first_ms: float
     """The first inference after loading."""
@@ -126,8 +129,8 @@ class Latency(_Record):
     """Standard deviation over mean."""
     throughput_per_s: float
     """Samples (inferences times batch) a second while blocks ran, over all streams."""
-    ratio: Interval
-    """Latency over that of the first model, median of paired blocks; 1.0 for the first."""
+    ratio: Interval | None
+    """Latency over that of the first model, median of paired blocks; 1.0 for the first; None where that one failed."""
 
     def quantile(self, percentile: float) -> Quantile:
         """Return one of `quantiles`."""

@@ -58,6 +58,11 @@ class OpenVinoSession(Session):
         self._expected = expected_feeds(self._inputs)
 
     @property
+    def runtime(self) -> str:
+        """Its release."""
+        return f"openvino {_release(_imported())}"
+
+    @property
     def product_precisions(self) -> dict[str, int]:
         """Convolutions and matrix products of the graph that is executed, counted by the precision they compute in.
 

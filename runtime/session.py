@@ -61,6 +61,11 @@ class Session(ABC):
         """Name, shape and dtype of every output that `run` returns, in the file's order."""
         return self._outputs
 
+    @property
+    @abstractmethod
+    def runtime(self) -> str:
+        """What runs the model, with its version: `onnxruntime 1.31.1`."""
+
     @abstractmethod
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return all outputs by name for `feeds`, one array per input name."""
@@ -101,6 +106,7 @@ class OrtSession(Session):
     ) -> None:
         check_file(path, threads)
         self._path = path
+        self._provider = provider
         self._session: Any = _opened(path, threads, provider, allow_cpu_nodes, profile)
         self._placement = _placement(self._session)
         self._inputs = tuple(_spec(path, "input", arg) for arg in self._session.get_inputs())
@@ -108,6 +114,11 @@ class OrtSession(Session):
         self._output_names = [spec.name for spec in self._outputs]
         # What the check before each run compares with, made once: it is inside every latency that is measured.
         self._expected = expected_feeds(self._inputs)
+
+    @property
+    def runtime(self) -> str:
+        """Version, and the provider where it is not the CPU: `onnxruntime 1.31.1, cuda`."""
+        return f"onnxruntime {ort.__version__}{'' if self._provider == 'cpu' else f', {self._provider}'}"
 
     @property
     def placement(self) -> dict[str, int] | None:
@@ -184,6 +195,62 @@ def zero_feeds(inputs: Sequence[TensorSpec], sizes: Mapping[str, int] | None = N
         )
         for spec in inputs
     }
+
+
+def sample_feeds(
+    inputs: Sequence[TensorSpec],
+    *,
+    batch: int = 1,
+    sizes: Mapping[str, int] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+) -> dict[str, NDArray[Any]]:
+    """Return feeds to measure with, where there are no real ones: normal noise, zeros as tokens, and masks of ones.
+
+    An open first dimension is the batch; `sizes` says how long other open ones are by name, 1 if it does not, and
+    `shapes` is the whole shape of an input, by its name.
+
+    Raises UsageError for a name or shape that no input has, and for another batch than a file was exported for.
+    """
+    known, given = sizes or {}, shapes or {}
+    rng = np.random.default_rng(seed)
+    _require_known(inputs, known, given)
+    feeds: dict[str, NDArray[Any]] = {}
+    for spec in inputs:
+        shape = tuple(given.get(spec.name) or _sized(spec, batch, known))
+        if not _fits(shape, spec.shape):
+            raise UsageError(
+                f"input {_listed((spec,))} cannot have shape {'x'.join(map(str, shape))}",
+                hint="Give as many sizes as it has, and its own where they are fixed; --batch is the first.",
+            )
+        dtype = np.dtype(spec.dtype)
+        if dtype.kind == "f":
+            feeds[spec.name] = rng.standard_normal(shape).astype(dtype)
+        else:
+            feeds[spec.name] = np.full(shape, dtype == np.bool_ or "mask" in spec.name, dtype)
+    return feeds
+
+
+def _sized(spec: TensorSpec, batch: int, sizes: Mapping[str, int]) -> list[int]:
+    return [
+        dim
+        if isinstance(dim, int) and not (place == 0 and batch > 1)
+        else sizes.get(str(dim), batch if place == 0 else 1)
+        for place, dim in enumerate(spec.shape)
+    ]
+
+
+def _require_known(
+    inputs: Sequence[TensorSpec], sizes: Mapping[str, int], shapes: Mapping[str, Sequence[int]]
+) -> None:
+    names = {spec.name for spec in inputs}
+    dims = {dim for spec in inputs for dim in spec.shape if isinstance(dim, str)}
+    unknown = sorted((set(sizes) - dims) | (set(shapes) - names))
+    if unknown:
+        raise UsageError(
+            f"the model has no input or open dimension {', '.join(unknown)}: it takes {_listed(inputs)}",
+            hint="Give shapes by the name of an input, and sizes by that of an open dimension.",
+        )
 
 
 def _opened(path: Path, threads: int, provider: Provider, allow_cpu_nodes: bool, profile: Path | None) -> Any:

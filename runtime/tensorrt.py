@@ -49,8 +49,8 @@ class TensorRTSession(Session):
     def __init__(self, path: Path, *, graph: bool = True) -> None:
         plan_version(path)  # no plan at all: say so before anything is looked for
         host = engine_host()
-        require_gpu(host)
-        require_tensorrt(host)
+        gpu = require_gpu(host)
+        self._runtime_name = f"tensorrt {require_tensorrt(host)} on {gpu.name}"
         self.record: EngineRecord = read_record(path)
         check_plan(path, self.record, host)
         if self.record.stripped:
@@ -85,6 +85,11 @@ class TensorRTSession(Session):
         self._outputs = tuple(_spec(tensor) for tensor in self._io.outputs)
         self._stream = self._cuda.create_stream()
         self._events = (self._cuda.create_event(), self._cuda.create_event())
+
+    @property
+    def runtime(self) -> str:
+        """Version of TensorRT, and the GPU: `tensorrt 10.3.0 on Orin`."""
+        return self._runtime_name
 
     @property
     def profiles(self) -> dict[str, ProfileShapes]:

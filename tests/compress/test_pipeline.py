@@ -55,7 +55,7 @@ def recipe(inputs: Path, **changes: object) -> Recipe:
             "prune.recovery_epochs": 1,
             "prune.round_to": 1,
             "measure.rounds": 10,
-            "measure.block": 1,
+            "measure.launches": 1,
             "max_drop_points": 100,
             **{key.replace("__", "."): value for key, value in changes.items()},
         },
@@ -90,7 +90,7 @@ def test_a_run_ends_with_measured_files_that_say_how_to_feed_them(finished: tupl
         assert sha256_file(out / row.file) == row.sha256
         assert row.size_bytes == (out / row.file).stat().st_size
         assert row.latency is not None
-        assert len(row.latency.samples_ms) == 10
+        assert len(row.latency.samples_ms) >= 80  # ten rounds of eight runs or more
         preprocess, classes = read_metadata(out / row.file)
         assert isinstance(preprocess, Preprocess)
         assert (preprocess.input_shape, classes) == ((1, 8, 8), ("flat", "upright"))

@@ -61,7 +61,7 @@ def recipe(inputs: Path, target: str, **changes: object) -> Recipe:
             "prune.ratio": 0.0,
             "quantize.samples": 32,
             "measure.rounds": 10,
-            "measure.block": 1,
+            "measure.launches": 1,
             "max_drop_points": 100,
             "target": target,
             **{key.replace("__", "."): value for key, value in changes.items()},
@@ -146,7 +146,7 @@ def test_openvino_measures_every_file_and_shows_that_int8_ran(inputs: Path, tmp_
     assert report.not_measured == ""
     assert report.runtime.startswith("openvino 20")
     rows = {row.name: row for row in report.measurements}
-    assert all(row.latency is not None and len(row.latency.samples_ms) == 10 for row in rows.values())
+    assert all(row.latency is not None and len(row.latency.samples_ms) >= 80 for row in rows.values())
     assert rows["int8"].layers is not None
     assert rows["original"].layers is not None
     assert set(rows["int8"].layers.layers) <= {"i8", "u8", "f32"}

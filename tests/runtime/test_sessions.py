@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from tlc.runtime.errors import TlcError
-from tlc.runtime.memory import peak_memory_bytes
+from tlc.runtime.launch import peak_memory_bytes
+from tlc.runtime.process import Case
 from tlc.runtime.session import OrtSession
 from tlc.runtime.sessions import open_session
 from tlc.runtime.target import load_target
@@ -52,9 +53,9 @@ def test_another_suffix_is_refused(tmp_path: Path, name: str, ending: str) -> No
 
 def test_the_memory_of_a_model_is_measured_in_the_targets_runtime(onnx_file: Any) -> None:
     pytest.importorskip("openvino")
-    assert 0 < peak_memory_bytes(onnx_file(), load_target("openvino"), runs=1) < 200 << 20
+    assert 0 < peak_memory_bytes(Case("model", onnx_file(), load_target("openvino"))) < 200 << 20
 
 
 def test_an_error_of_the_targets_runtime_comes_back_from_the_child(onnx_file: Any) -> None:
     with pytest.raises(TlcError, match="target jetson-orin runs engines"):
-        peak_memory_bytes(onnx_file(), load_target("jetson-orin"))
+        peak_memory_bytes(Case("model", onnx_file(), load_target("jetson-orin")))

@@ -1,0 +1,230 @@
+"""Models in one or several settings, measured and summed up: what `tlc bench` does. `tlc.runtime.launch` runs them."""
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlc.runtime.artifact import sha256_file, sha256_json
+from tlc.runtime.bench_report import (
+    NS_PER_MS,
+    BenchReport,
+    Energy,
+    Latency,
+    Launch,
+    LayerTime,
+    ModelBench,
+    Quantile,
+    Setting,
+)
+from tlc.runtime.environment import environment, machine_identity
+from tlc.runtime.health import machine_warnings, model_warnings, snapshot
+from tlc.runtime.launch import OnProgress, launch, peak_memory_bytes
+from tlc.runtime.power import Meter, open_meters
+from tlc.runtime.process import Case, Failure, Limits, Worker
+from tlc.runtime.statistics import nearest_rank, quantile_bounds, ratio_interval
+
+__all__ = ["Case", "Failure", "Limits", "Timing", "bench_report", "launch", "model_bench", "peak_memory_bytes"]
+
+PERCENTILES = (50, 90, 95, 99)
+ENERGY_S = 3.0
+PROFILE_RUNS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long to measure: `rounds` of blocks, or, if None, until every model ran for `duration_s`."""
+
+    duration_s: float = 3.0
+    rounds: int | None = None
+    launches: int = 1
+    seed: int = 0
+
+
+def bench_report(
+    groups: Sequence[Sequence[Case]],
+    timing: Timing,
+    *,
+    command: str,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    energy: bool = False,
+    profile: bool = False,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> BenchReport:
+    """Measure each group of cases in turns, one group after the other; ratios are those to a group's first case.
+
+    Of several launches each has its share of the rounds or of the time. With `energy`, and a counter, every model also
+    runs for three seconds by itself while that is read; with `profile`, its layers are timed, in a session of its own.
+    """
+    meters, reasons = open_meters() if energy else ([], [])
+    facts = environment()
+    before, cpu_s = snapshot(), _cpu_s()
+    try:
+        models = [
+            model
+            for number, cases in enumerate(groups)
+            for model in _bench(
+                cases,
+                timing,
+                limits=limits,
+                meter=meters[0] if meters else None,
+                profile=profile,
+                on_progress=on_progress and partial(on_progress, f"setting {number + 1} of {len(groups)}"),
+            )
+        ]
+    finally:
+        for meter in meters:
+            meter.close()
+    after = snapshot()
+    warnings = machine_warnings(before, after, own_cpu_s=_cpu_s() - cpu_s, environment=facts)
+    for model in models:
+        warnings += model_warnings(model.name, model.launches)
+    return BenchReport(
+        tlc_version=version("tlc"),
+        command=command,
+        seed=timing.seed,
+        environment={**facts, "energy_not_measured": reasons},
+        machine=machine_identity(facts),
+        models=models,
+        warnings=warnings,
+    )
+
+
+def _bench(
+    cases: Sequence[Case],
+    timing: Timing,
+    *,
+    limits: Limits,
+    meter: Meter | None,
+    profile: bool,
+    on_progress: OnProgress | None,
+) -> list[ModelBench]:
+    idle_watts = 0.0 if meter is None else _watts(meter, lambda: time.sleep(ENERGY_S))
+    extras: dict[str, dict[str, Any]] = {case.name: {} for case in cases}
+
+    def after(name: str, worker: Worker) -> None:
+        if meter is not None:
+            extras[name]["energy"] = _energy(meter, worker, idle_watts)
+        if profile:
+            layers = worker.ask("profile", runs=PROFILE_RUNS)["layers"]
+            extras[name]["layers"] = [LayerTime.model_validate(layer) for layer in layers]
+
+    found = [
+        launch(
+            cases,
+            rounds=None if timing.rounds is None else -(-timing.rounds // timing.launches),
+            duration_s=timing.duration_s / timing.launches if timing.rounds is None else None,
+            seed=timing.seed + number,
+            limits=limits,
+            on_progress=on_progress,
+            after=after if number == timing.launches - 1 else None,
+        )
+        for number in range(timing.launches)
+    ]
+    return [
+        model_bench(case, found, first=cases[0].name, seed=timing.seed).model_copy(update=extras[case.name])
+        for case in cases
+    ]
+
+
+def _cpu_s() -> float:
+    """Return the CPU time of this process and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def model_bench(
+    case: Case, launches: Sequence[Mapping[str, Launch | Failure]], *, first: str, seed: int = 0
+) -> ModelBench:
+    """Return what `launches`, each the result of `launch`, found about one case; ratios are those to the case `first`.
+
+    A case that failed in any launch counts as failed.
+    """
+    own = [found[case.name] for found in launches]
+    failure = next((one for one in own if isinstance(one, Failure)), None)
+    whole = [one for one in own if isinstance(one, Launch)]
+    opened = whole[-1].setting if whole else None
+    compared = [one for one in (found[first] for found in launches) if isinstance(one, Launch)]
+    return ModelBench(
+        name=case.name,
+        path=str(case.path),
+        sha256=model_sha256(case.path),
+        size_bytes=sum(file.stat().st_size for file in model_files(case.path)),
+        weights_bytes=None,
+        runtime=whole[-1].runtime if whole else "",
+        setting=opened or Setting(batch=case.batch, threads=case.threads, streams=case.streams, shapes={}),
+        status="ok" if failure is None else failure.status,
+        problem="" if failure is None else failure.problem,
+        launches=whole,
+        latency=None if failure else latency_of(whole, compared if len(compared) == len(whole) else None, seed=seed),
+        energy=None,
+        layers=None,
+        roofline=None,
+    )
+
+
+def latency_of(launches: Sequence[Launch], compared: Sequence[Launch] | None, *, seed: int = 0) -> Latency:
+    """Return what all samples of `launches` say; the ratio is that to `compared`, which ran in turns with them."""
+    samples_ms = np.concatenate([np.asarray(one.samples_ns, np.float64) for one in launches]) / NS_PER_MS
+    quantiles = []
+    for percentile in PERCENTILES:
+        low_ms, high_ms = quantile_bounds(samples_ms, percentile)
+        ms = nearest_rank(samples_ms, percentile)
+        quantiles.append(Quantile(percentile=percentile, ms=ms, low_ms=low_ms, high_ms=high_ms))
+    longest_ms = float(samples_ms.max())
+    quantiles.append(Quantile(percentile=100, ms=longest_ms, low_ms=longest_ms, high_ms=None))
+    wall_s = sum(one.wall_ns for one in launches) / 1e9
+    return Latency(
+        samples=len(samples_ms),
+        quantiles=quantiles,
+        mean_ms=float(samples_ms.mean()),
+        min_ms=float(samples_ms.min()),
+        spread_ratio=float(samples_ms.std() / samples_ms.mean()),
+        throughput_per_s=launches[0].setting.batch * len(samples_ms) / wall_s,
+        ratio=None if compared is None else ratio_interval(compared, launches, seed=seed),
+    )
+
+
+def model_files(path: Path) -> list[Path]:
+    """Return the files that a model is made of: itself and the data files that an ONNX file names, or a folder's."""
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    if path.suffix.lower() != ".onnx" or not path.is_file():
+        return [path] if path.is_file() else []
+    # An entry {key: "location", value: name} of onnx.proto's TensorProto.external_data, as protobuf encodes it.
+    found = re.findall(rb"\n\x08location\x12(.)(.{1,127})", path.read_bytes(), re.DOTALL)
+    names = {name[: length[0]].decode(errors="replace") for length, name in found}
+    beside = [path.parent / name for name in sorted(names)]
+    return [path, *(file for file in beside if file.is_file())]
+
+
+def model_sha256(path: Path) -> str:
+    """Return the SHA-256 of a model's file; of several files, that of the list of theirs; "" where there is none."""
+    digests = [sha256_file(file) for file in model_files(path)]
+    return digests[0] if len(digests) == 1 else sha256_json(digests) if digests else ""
+
+
+def _energy(meter: Meter, worker: Worker, idle_watts: float) -> Energy:
+    answer: dict[str, Any] = {}
+    watts = _watts(meter, lambda: answer.update(worker.ask("run_for", seconds=ENERGY_S)))
+    return Energy(
+        counter=meter.name,
+        joules_per_run=watts * answer["seconds"] / answer["runs"],
+        watts=watts,
+        idle_watts=idle_watts,
+        seconds=answer["seconds"],
+    )
+
+
+def _watts(meter: Meter, step: Callable[[], object]) -> float:
+    """Return the mean power while `step` runs."""
+    start, joules = time.monotonic(), meter.joules()
+    step()
+    return (meter.joules() - joules) / (time.monotonic() - start)
