@@ -100,6 +100,7 @@ def bench_command(models: tuple[Path, ...], as_json: bool, quiet: bool, **option
     """
     from tlc.compress.events import Progress
     from tlc.runtime.bench import Timing, bench_report
+    from tlc.runtime.history import append_to_history
     from tlc.runtime.limits import parse_ms
 
     samples = options["samples"]
@@ -120,6 +121,7 @@ def bench_command(models: tuple[Path, ...], as_json: bool, quiet: bool, **option
         report = _with_facts(report, groups, roofline=options["roofline"])
     _write(report, options)
     click.echo(report.model_dump_json() if as_json else "\n".join(report_lines(report)))
+    append_to_history(report, label=options["label"], off=options["no_history"])
     if any(model.status != "ok" for model in report.models):
         sys.exit(1)
 
@@ -241,13 +243,11 @@ def _with_facts(report: "BenchReport", groups: "Sequence[Sequence[Case]]", *, ro
 
 def _write(report: "BenchReport", options: Mapping[str, Any]) -> None:
     from tlc.runtime.artifact import write_text
-    from tlc.runtime.history import append_to_history
 
     if options["output"] is not None:
         write_text(options["output"], report.model_dump_json())
     if options["samples"] is not None:
         _write_samples(report, options["samples"])
-    append_to_history(report, label=options["label"], off=options["no_history"])
 
 
 def _write_samples(report: "BenchReport", path: Path) -> None:

@@ -111,10 +111,12 @@ def _present(report: "Report", out: Path, *, as_json: bool) -> None:
     from rich.console import Console
 
     from tlc.cli.report import print_report, write_report
+    from tlc.runtime.history import append_to_history
 
     write_report(report, out)
     if as_json:
         click.echo(report.model_dump_json())
-        return
-    print_report(report, Console(file=sys.stdout, highlight=False))
-    click.echo(f"\nReport: {out / 'report.html'}   Ships: {out / 'model.onnx'} ({report.chosen})")
+    else:
+        print_report(report, Console(file=sys.stdout, highlight=False))
+        click.echo(f"\nReport: {out / 'report.html'}   Ships: {out / 'model.onnx'} ({report.chosen})")
+    append_to_history(report)

@@ -6,10 +6,14 @@ from typing import Any
 
 import click
 
+from tlc.cli.bench import bench_command
 from tlc.cli.build import build_command
 from tlc.cli.check import check_command
+from tlc.cli.compare import compare_command
 from tlc.cli.compress import compress_command, demo_command, init_command
 from tlc.cli.doctor import doctor_command
+from tlc.cli.gate import gate_command
+from tlc.cli.history import history_command
 from tlc.cli.inspect import inspect_command
 from tlc.cli.steps import distill_command, eval_command, export_command, prune_command, quantize_command
 from tlc.cli.targets import targets_command
@@ -48,7 +52,8 @@ def main() -> None:
     \b
     tlc inspect model.pt                      what is in the file
     tlc compress model.pt --data photos/      student, pruning, INT8, report
-    tlc demo                                  the same on data that is already here
+    tlc gate model.onnx --baseline old.onnx   may it ship, by time, memory and answers
+    tlc demo                                  all of it on data that is already here
     """
 
 
@@ -61,6 +66,10 @@ for command in (
     quantize_command,
     build_command,
     eval_command,
+    bench_command,
+    compare_command,
+    gate_command,
+    history_command,
     check_command,
     init_command,
     targets_command,

@@ -18,7 +18,13 @@ from tlc.compress.recipe import read_recipe
 from tlc.export.metadata import read_metadata
 from tlc.runtime.report import Interval, Report
 
-QUICK = {"measure.rounds": 10, "measure.launches": 1, "quantize.samples": 16, "quantize.qat_epochs": 0, "train.epochs": 1}
+QUICK = {
+    "measure.rounds": 10,
+    "measure.launches": 1,
+    "quantize.samples": 16,
+    "quantize.qat_epochs": 0,
+    "train.epochs": 1,
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
