@@ -14,11 +14,17 @@ from bar_nets import write_fog, write_net
 
 import tiny
 from tlc.compress.compare import Comparison, compare
-from tlc.compress.recipe import read_recipe
+from tlc.compress.events import Event, Progress
+from tlc.compress.recipe import Recipe, read_recipe
 from tlc.runtime.bench import Limits, Timing
 from tlc.runtime.errors import TlcError, UsageError
 
 Compare = Callable[..., Comparison]
+
+
+def both(a: Path, b: Path, data: Path, **options: Any) -> tuple[Recipe, Recipe]:
+    given = {"data.path": data, **options}
+    return read_recipe(None, {"model.path": a, **given}), read_recipe(None, {"model.path": b, **given})
 
 
 @pytest.fixture
@@ -26,11 +32,8 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> Compare:
     """`compare` where the target's runtime is not here: everything but the timing."""
     monkeypatch.setattr("tlc.compress.runner.missing", lambda _target: "it is elsewhere")
 
-    def run(a: Path, b: Path, *data: Path, options: dict[str, Any] | None = None, **more: Any) -> Comparison:
-        recipes = [
-            read_recipe(None, {"model.path": model, "data.path": data[0], **(options or {})}) for model in (a, b)
-        ]
-        return compare(*recipes, data, Timing(rounds=2), **more)
+    def run(a: Path, b: Path, *data: Path, options: dict[str, Any] | None = None, pictures: int = 0) -> Comparison:
+        return compare(*both(a, b, data[0], **(options or {})), data, Timing(rounds=2), pictures=pictures)
 
     return run
 
@@ -103,13 +106,15 @@ def test_a_network_is_compared_with_what_was_made_of_it(tmp_path: Path, clear: P
         "model.preprocess.std": (0.25,),
         "model.preprocess.channels": "gray",
     }
-    recipes = [
-        read_recipe(None, {"model.path": model, "data.path": clear, **options}) for model in (tmp_path / "model.pt", b)
-    ]
-    seen: list[str] = []
+    seen: list[Event] = []
 
     report = compare(
-        *recipes, [clear], Timing(rounds=2), limits=Limits(timeout_s=60), threads=1, emit=lambda e: seen.append(e.what)
+        *both(tmp_path / "model.pt", b, clear, **options),
+        [clear],
+        Timing(rounds=2),
+        limits=Limits(timeout_s=60),
+        threads=1,
+        emit=seen.append,
     ).report
 
     assert report.bench is not None
@@ -121,7 +126,7 @@ def test_a_network_is_compared_with_what_was_made_of_it(tmp_path: Path, clear: P
     assert report.latency_ratio.low < 1  # a call of torch costs more than this network
     assert report.size_bytes_a == (tmp_path / "model.pt").stat().st_size
     assert report.data[0].drift[0].max_abs == pytest.approx(bar_nets.SHY, abs=1e-5)
-    assert seen == ["answers", "answers", "latency", "latency"]
+    assert [event.what for event in seen if isinstance(event, Progress)] == ["answers"] * 2 + ["latency"] * 2
 
 
 def test_texts(tmp_path: Path, compared: Compare) -> None:
@@ -163,11 +168,9 @@ def test_what_cannot_be_compared_is_said_first(tmp_path: Path, clear: Path, comp
 
 
 def test_models_that_outgrow_their_memory_are_in_the_report(tmp_path: Path, clear: Path) -> None:
-    recipes = [
-        read_recipe(None, {"model.path": write_net(tmp_path / f"{name}.onnx"), "data.path": clear}) for name in "ab"
-    ]
+    a, b = write_net(tmp_path / "a.onnx"), write_net(tmp_path / "b.onnx")
 
-    report = compare(*recipes, [clear], Timing(rounds=2), limits=Limits(memory_bytes=1)).report
+    report = compare(*both(a, b, clear), [clear], Timing(rounds=2), limits=Limits(memory_bytes=1)).report
 
     assert report.bench is not None
     assert [model.status for model in report.bench.models] == ["out_of_memory"] * 2
