@@ -132,7 +132,7 @@ def _throttled(
     if steady and own_cpu_s >= wall_s / 2 and before.clocks_khz and after.clocks_khz:
         fastest, now = max(before.clocks_khz.values()), max(after.clocks_khz.values())
         if now < (1 - CLOCK_FALL_RATIO) * fastest:
-            limit = f"limit {CLOCK_FALL_RATIO:.0%}"
+            limit = f"limit {100 * CLOCK_FALL_RATIO:.0f} %"
             causes.append(f"its clock fell from {fastest / 1000:.0f} to {now / 1000:.0f} MHz ({limit})")
     found = []
     if causes:
@@ -170,13 +170,13 @@ def _noisy(before: Snapshot, after: Snapshot, own_cpu_s: float) -> list[BenchWar
         waited = ""
         if before.pressure_s is not None and after.pressure_s is not None and after.time_s > before.time_s:
             share = (after.pressure_s - before.pressure_s) / (after.time_s - before.time_s)
-            waited = f", and tasks waited for a core in {share:.0%} of it"
+            waited = f", and tasks waited for a core in {100 * share:.0f} % of it"
         found.append(
             _warning(
                 "noisy_neighbour",
                 None,
-                f"Other work took {others_s / total_s:.0%} of the usable cores' time (limit {OTHERS_LIMIT_RATIO:.0%})"
-                f"{waited}. Stop it and measure again.",
+                f"Other work took {100 * others_s / total_s:.0f} % of the usable cores' time (limit "
+                f"{100 * OTHERS_LIMIT_RATIO:.0f} %){waited}. Stop it and measure again.",
             )
         )
     if steal_s > STEAL_LIMIT_RATIO * (busy_s + steal_s) + _TICKS_S:
@@ -184,8 +184,9 @@ def _noisy(before: Snapshot, after: Snapshot, own_cpu_s: float) -> list[BenchWar
             _warning(
                 "noisy_neighbour",
                 None,
-                f"The host gave {steal_s / (busy_s + steal_s):.1%} of the CPU time that this virtual machine wanted to "
-                f"others (limit {STEAL_LIMIT_RATIO:.0%}). Measure on a machine, or an instance, with cores of its own.",
+                f"The host gave {100 * steal_s / (busy_s + steal_s):.1f} % of the CPU time that this virtual machine "
+                f"wanted to others (limit {100 * STEAL_LIMIT_RATIO:.0f} %). Measure on a machine, or an instance, with "
+                "cores of its own.",
             )
         )
     return found
@@ -207,12 +208,12 @@ def _not_locked(environment: Mapping[str, Any]) -> list[BenchWarning]:
     if low == high and clocks:
         return []
     span = f" between {low / 1000:.0f} and {high / 1000:.0f} MHz" if clocks else ""
-    governors = " and ".join(sorted({policy["governor"] for policy in free}))
+    governors = ", ".join(sorted({policy["governor"] for policy in free}))
     return [
         _warning(
             "clocks_not_locked",
             None,
-            f"The governor {governors} moves the cores' clocks{span}. For repeatable numbers run `sudo cpupower "
+            f"The governor ({governors}) moves the cores' clocks{span}. For repeatable numbers run `sudo cpupower "
             "frequency-set -g performance`; to see what users will, leave it.",
         )
     ]
