@@ -3,10 +3,11 @@ import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tlc.runtime.environment import cpu_flags, environment
+from tlc.runtime.environment import cpu_flags, environment, identity_differences, machine_identity
 
 _X86 = """processor\t: 0
 model name\t: Some CPU @ 2.00GHz
@@ -82,6 +83,95 @@ def test_the_environment_is_json_with_the_time_in_utc() -> None:
     found = environment(now=datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=timezone.utc))
     assert found["time_utc"] == "2026-01-02T03:04:05+00:00"
     assert json.loads(json.dumps(found)) == found
+
+
+def test_a_virtual_machine_is_told_where_something_tells(tmp_path: Path) -> None:
+    assert environment(root=tmp_path)["virtual_machine"] is None
+    _machine(tmp_path, {"proc/cpuinfo": "flags : fpu avx2\n"})
+    assert environment(root=tmp_path)["virtual_machine"] is False
+    _machine(tmp_path, {"proc/cpuinfo": _X86})
+    assert environment(root=tmp_path)["virtual_machine"] is True
+
+
+def test_the_machine_id_is_what_systemd_derives_for_this_application(tmp_path: Path) -> None:
+    # openssl dgst -sha256 -mac HMAC -macopt hexkey:ID of the constant's 16 bytes, cut and marked as a random UUID:
+    # what systemd-id128 machine-id --app-specific=eb5d160561b247adb6189d05dcc8395d prints where this is the id.
+    own = "0123456789abcdef0123456789abcdef"
+    found = environment(root=_machine(tmp_path, {"etc/machine-id": f"{own}\n"}))["machine_id"]
+    assert found == "ad5951f52d7d46aaa000a36ca8ce0ed0"
+    assert own not in json.dumps(environment(root=tmp_path))
+
+
+@pytest.mark.parametrize("text", ["uninitialized\n", "", "0123\n"])
+def test_an_id_that_is_none_is_none(tmp_path: Path, text: str) -> None:
+    assert environment(root=_machine(tmp_path, {"etc/machine-id": text}))["machine_id"] is None
+
+
+_FACTS: dict[str, Any] = {
+    "machine_id": "a" * 32,
+    "cpu_model": "Some CPU",
+    "cpu_flags": ["avx2", "fma"],
+    "memory_total_bytes": 8_239_542_272,
+    "os_release": "6.8.0-45-generic",
+    "cpu_policies": [{"governor": "powersave"}, {"governor": "performance"}, {"governor": "powersave"}],
+    "versions": {"onnxruntime": "1.30.0", "timm": "1.0"},
+    "load_average": [0.1, 0.1, 0.1],
+    "temperatures_c": {"cpu 0": 40.0},
+    "time_utc": "2026-01-02T03:04:05+00:00",
+}
+
+
+def test_the_identity_is_what_does_not_change_from_run_to_run() -> None:
+    found = machine_identity(_FACTS)
+    assert (found["memory_total_gib"], found["kernel"], found["cpu_governors"]) == (
+        8,
+        "6.8",
+        ["performance", "powersave"],
+    )
+    assert found["versions"] == {"onnxruntime": "1.30.0"}
+    later = _FACTS | {
+        "load_average": [9.0, 9.0, 9.0],
+        "temperatures_c": {"cpu 0": 80.0},
+        "time_utc": "2027-01-02T03:04:05+00:00",
+        "os_release": "6.8.0-51-generic",
+        "memory_total_bytes": 8_239_000_000,
+        "versions": {"onnxruntime": "1.30.0", "timm": "2.0"},
+    }
+    assert machine_identity(later) == found
+    assert identity_differences(found, machine_identity(later)) == []
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_limit_above_the_memory_is_none() -> None:
+    assert machine_identity(_FACTS | {"memory_limit_bytes": 2**40})["memory_limit_bytes"] is None
+    assert machine_identity(_FACTS | {"memory_limit_bytes": 2**30})["memory_limit_bytes"] == 2**30
+
+
+@pytest.mark.parametrize(
+    ("change", "sentences"),
+    [
+        ({"cpu_model": "Another"}, ["cpu_model: Some CPU there, Another here"]),
+        ({"cpu_flags": ["avx2", "avx_vnni"]}, ["cpu_flags: fma there, avx_vnni here"]),
+        ({"cpu_flags": ["avx2"]}, ["cpu_flags: fma there, nothing more here"]),
+        ({"cpu_flags": None}, ["cpu_flags: avx2 fma there, unknown here"]),
+        ({"cpu_quota": "50000 100000"}, ["cpu_quota: unknown there, 50000 100000 here"]),
+        ({"os_release": "6.11.0"}, ["kernel: 6.8 there, 6.11 here"]),
+        ({"memory_total_bytes": 2**34}, ["memory_total_gib: 8 there, 16 here"]),
+        ({"cpu_policies": None}, ["cpu_governors: performance powersave there, unknown here"]),
+        (
+            {"versions": {"onnxruntime": "1.31.1", "openvino": "2026.4"}},
+            ["onnxruntime: 1.30.0 there, 1.31.1 here", "openvino: unknown there, 2026.4 here"],
+        ),
+    ],
+)
+def test_each_difference_is_a_sentence(change: dict[str, Any], sentences: list[str]) -> None:
+    assert identity_differences(machine_identity(_FACTS), machine_identity(_FACTS | change)) == sentences
+
+
+def test_a_fact_that_an_older_report_lacks_differs() -> None:
+    here = machine_identity(_FACTS)
+    there = {name: value for name, value in here.items() if name != "machine_id"}
+    assert identity_differences(there, here) == [f"machine_id: unknown there, {'a' * 32} here"]
 
 
 def test_no_framework_is_imported() -> None:
