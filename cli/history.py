@@ -198,12 +198,13 @@ def import_command(paths: tuple[Path, ...], label: str, store: Path | None, as_j
     \b
     Example: tlc history import artifacts/ ci.zip
     """
+    from tlc.cli.wording import printable
     from tlc.runtime.history_import import import_files
 
     with _opened(store, must_exist=False) as history:
         found = import_files(history, paths, label=label)
     for reason in found.skipped:
-        click.echo(f"skipped: {reason}", err=True)
+        click.echo(f"skipped: {printable(reason)}", err=True)
     if as_json:
         click.echo(json.dumps({"added": found.added, "duplicates": found.duplicates, "skipped": found.skipped}))
     else:

@@ -145,14 +145,13 @@ class History:
 
         A report that is in the history already keeps its number and its label. Raises TlcError for what is no report.
         """
-        found, _ = self.append_all([(report, label, "this")])[0]
+        found, _ = self.append_all([(report, label, facts_of(report))])[0]
         return found
 
-    def append_all(self, reports: list[tuple[Mapping[str, Any], str, str]]) -> list[tuple[int, bool]]:
-        """Store all of (report, label, what errors call it), or none; return (number, whether it is new) of each."""
-        prepared = [(report, label, facts_of(report, where=where)) for report, label, where in reports]
+    def append_all(self, reports: list[tuple[Mapping[str, Any], str, Facts]]) -> list[tuple[int, bool]]:
+        """Store all of (report, label, its facts), or none; return (number, whether it is new) of each."""
         with self._writing():
-            return [self._insert(report, label, facts) for report, label, facts in prepared]
+            return [self._insert(*values) for values in reports]
 
     def runs(self, *, last: int | None = None, model: str | None = None) -> list[Run]:
         """Return the runs in the order of time: all, or the `last` ones, or those that measured `model`."""
@@ -219,14 +218,13 @@ class History:
 
     def _insert(self, report: Mapping[str, Any], label: str, facts: Facts) -> tuple[int, bool]:
         execute = self._database.execute
-        sha256 = sha256_json(report)
-        known = execute("SELECT id FROM runs WHERE sha256 = ?", (sha256,)).fetchone()
+        known = execute("SELECT id FROM runs WHERE sha256 = ?", (facts.sha256,)).fetchone()
         if known is not None:
             return int(known[0]), False
         machine = sha256_json(facts.machine)[:MACHINE_DIGITS]
         execute("INSERT OR IGNORE INTO machines VALUES (?, ?)", (machine, json.dumps(facts.machine, sort_keys=True)))
         values = {
-            "sha256": sha256,
+            "sha256": facts.sha256,
             "time_utc": facts.time_utc,
             "kind": facts.kind,
             "label": label,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from tlc.runtime.artifact import sha256_json
 from tlc.runtime.bench_report import BenchReport, ModelBench
 from tlc.runtime.environment import machine_identity
 from tlc.runtime.errors import TlcError
@@ -74,6 +75,8 @@ class Row:
 class Facts:
     """What a report says, flat."""
 
+    sha256: str
+    """Of the report's JSON, whatever the order of its keys."""
     kind: Literal["bench", "gate", "compress"]
     time_utc: str
     """ISO 8601 with seconds, in UTC."""
@@ -115,11 +118,16 @@ def facts_of(report: Mapping[str, Any], *, where: str = "this") -> Facts:
             f"{where} is not a complete report of tlc {kind}: {place}: {first['msg']}",
             hint="It was changed, or another version of tlc wrote it: leave it out.",
         ) from error
+    try:
+        sha256 = sha256_json(report)
+    except ValueError as error:
+        raise TlcError(f"{where} holds a number that is not finite", hint="Leave it out, and measure again.") from error
     if isinstance(found, Report):
-        return _of_compress(found, where)
+        return _of_compress(found, sha256, where)
     bench = found.bench if isinstance(found, GateReport) else found
     failed = [f"{model.status}: {model.name}" for model in bench.models if model.status != "ok"]
     return Facts(
+        sha256=sha256,
         kind=found.kind,
         time_utc=_time(bench.environment, where),
         tlc_version=found.tlc_version,
@@ -131,7 +139,7 @@ def facts_of(report: Mapping[str, Any], *, where: str = "this") -> Facts:
     )
 
 
-def _of_compress(report: Report, where: str) -> Facts:
+def _of_compress(report: Report, sha256: str, where: str) -> Facts:
     stem = Path(report.model.path).name
     # Accuracy is comparable on the same data only, latency on the same input.
     setting = (
@@ -139,6 +147,7 @@ def _of_compress(report: Report, where: str) -> Facts:
         f"input {'x'.join(map(str, report.model.input_shape))}, data {report.data.sha256[:12]}"
     )
     return Facts(
+        sha256=sha256,
         kind="compress",
         time_utc=_time(report.environment, where),
         tlc_version=report.tlc_version,

@@ -9,7 +9,7 @@ from typing import Any
 
 from tlc.runtime.errors import TlcError
 from tlc.runtime.history import History
-from tlc.runtime.history_facts import facts_of
+from tlc.runtime.history_facts import Facts, facts_of
 
 MAX_REPORT_BYTES = 256 * 2**20
 """Of one file, unpacked: a day of samples at a millisecond each is 1 GB, a usual report less than 1 MB."""
@@ -34,19 +34,19 @@ def import_files(history: History, paths: Sequence[Path], *, label: str = "") ->
     appended, or none. Raises TlcError for a path that is not there, and for a file given by name that is no report or
     no archive.
     """
-    reports: list[tuple[Mapping[str, Any], str, str]] = []
+    reports: list[tuple[Mapping[str, Any], str, Facts]] = []
     skipped: list[str] = []
     for path in paths:
         for where, data, by_name in _candidates(path):
             try:
                 report = _parsed(data, where)
-                facts_of(report, where=where)
+                facts = facts_of(report, where=where)
             except TlcError as error:
                 if by_name:
                     raise
                 skipped.append(error.message)
             else:
-                reports.append((report, label, where))
+                reports.append((report, label, facts))
     found = history.append_all(reports)
     added = tuple(run for run, new in found if new)
     return Import(added, len(found) - len(added), tuple(skipped))

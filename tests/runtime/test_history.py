@@ -127,6 +127,10 @@ def test_the_same_report_is_kept_once(path: Path) -> None:
         ({"kind": ["bench"]}, r"this is not a report"),
         ({"schema_version": 2}, r"this has schema version 2, and this tlc reads 1\nhint: Upgrade tlc"),
         ({"models": [{}]}, r"not a complete report of tlc bench: models\.0\.name: Field required"),
+        (
+            {"environment": bench_json()["environment"] | {"load": float("inf")}},
+            r"this holds a number that is",
+        ),
         ({"environment": {}}, r"does not say when it was measured: environment.time_utc is None"),
         ({"environment": {"time_utc": "yesterday"}}, r"environment.time_utc is 'yesterday'"),
     ],
@@ -234,6 +238,9 @@ def test_files_folders_and_archives_are_imported_once(path: Path, tmp_path: Path
     (folder / "copy.json").write_text(json.dumps(bench_json(1)))
     (folder / "quality.json").write_text("[]")
     (folder / "broken.json").write_text('{"kind": ')
+    (folder / "endless.json").write_text(
+        json.dumps(bench_json(5)).replace('"environment": {', '"environment": {"load": 1e999, ')
+    )
     (folder / "notes.txt").write_text("not looked at")
     with zipfile.ZipFile(tmp_path / "ci.zip", "w") as archive:
         archive.writestr("out/three.json", json.dumps(bench_json(3)))
@@ -244,7 +251,8 @@ def test_files_folders_and_archives_are_imported_once(path: Path, tmp_path: Path
         first = import_files(history, paths, label="ci")
         second = import_files(history, paths)
 
-        assert (len(first.added), first.duplicates, len(first.skipped)) == (3, 1, 3)
+        assert (len(first.added), first.duplicates, len(first.skipped)) == (3, 1, 4)
+        assert any("endless.json holds a number that is not finite" in reason for reason in first.skipped)
         assert any("quality.json is not a report" in reason for reason in first.skipped)
         assert any("nan.json in " in reason and "NaN is not a number" in reason for reason in first.skipped)
         assert (second.added, second.duplicates) == ((), 4)
