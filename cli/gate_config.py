@@ -15,8 +15,9 @@ _NOT_SETTINGS = ("config", "help", "json", "quiet")
 def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
     """Make the table [gate] of `path`, or of tlc.toml where there is one, the defaults of the other options.
 
-    Keys are the options' names with "_" for "-": `max_slowdown = "5%"`. Raises UsageError for a file that is missing or
-    broken, or has no such table although it was named, and for a key that is no option.
+    Keys are the options' names with "_" for "-": `max_slowdown = "5%"`; relative paths count from the file's folder.
+    Raises UsageError for a file that is missing or broken, or has no such table although it was named, and for a key
+    that is no option.
     """
     if path is None and not DEFAULT.is_file():
         return None
@@ -33,15 +34,20 @@ def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) 
             f"{file} sets {', '.join(unknown)} in [gate], which is no setting of it",
             hint=f"Known are {', '.join(sorted(known))}.",
         )
-    ctx.default_map = {known[key]: value for key, value in table.items()}
+    ctx.default_map = {str(known[key].name): _value(known[key], value, file) for key, value in table.items()}
     return file
 
 
-def _settings(command: click.Command) -> dict[str, str]:
-    """Return the parameter's name by the key that sets it."""
+def _settings(command: click.Command) -> dict[str, click.Option]:
+    """Return the option by the key that sets it."""
     options = [param for param in command.params if isinstance(param, click.Option)]
-    keys = {option.opts[-1].lstrip("-").replace("-", "_"): str(option.name) for option in options}
-    return {key: name for key, name in keys.items() if key not in _NOT_SETTINGS}
+    keys = {option.opts[-1].lstrip("-").replace("-", "_"): option for option in options}
+    return {key: option for key, option in keys.items() if key not in _NOT_SETTINGS}
+
+
+def _value(option: click.Option, value: Any, file: Path) -> Any:
+    """Return the value with a path as it counts from the file's folder."""
+    return str(file.parent / value) if isinstance(option.type, click.Path) and isinstance(value, str) else value
 
 
 def _table(file: Path) -> dict[str, Any] | None:

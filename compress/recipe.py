@@ -116,13 +116,14 @@ class Recipe(_Section):
 def read_recipe(path: Path | None, overrides: Mapping[str, object]) -> Recipe:
     """Return the recipe of `path` (TOML; None: defaults only) with `overrides` ("train.epochs": 5) on top.
 
-    Relative paths in the file count from the file's own folder.
+    Relative paths in the file count from the file's own folder. A table [gate] is that of `tlc gate`, and left alone.
 
     Raises:
         UsageError: the file is missing or not TOML, a key is unknown, or a value is out of its range.
 
     """
     values: dict[str, Any] = {} if path is None else _read_toml(path)
+    values.pop("gate", None)
     if path is not None:
         for section, key in (("model", "path"), ("model", "tokenizer"), ("data", "path"), ("data", "unlabeled")):
             if isinstance(values.get(section), dict) and key in values[section]:

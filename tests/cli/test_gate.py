@@ -155,6 +155,16 @@ def test_limits_stand_in_tlc_toml_and_options_override_them(fake: FakeLaunch, tm
     assert len(report["bench"]["models"][0]["launches"]) == 2
 
 
+def test_paths_in_a_file_count_from_its_folder(fake: FakeLaunch, tmp_path: Path) -> None:
+    (tmp_path / "ci").mkdir()
+    (tmp_path / "ci" / "gate.toml").write_text('[gate]\nbaseline = "../small.onnx"\nmax_slowdown = "5%"\n')
+
+    result = tlc_gate("small.onnx", "--config", "ci/gate.toml")
+
+    assert result.exit_code == 0, message(result)
+    assert fake.calls[0]["names"] == ["ci/../small.onnx", "small.onnx"]
+
+
 def test_a_file_without_the_table_changes_nothing_unless_it_was_named(fake: FakeLaunch, tmp_path: Path) -> None:
     (tmp_path / "tlc.toml").write_text('target = "cpu-x86"\n')
 

@@ -20,6 +20,13 @@ def test_options_win_over_the_file_and_paths_count_from_the_files_folder(tmp_pat
     assert recipe.model.path == tmp_path / "m.pt"
 
 
+def test_the_gates_table_may_stand_in_the_same_file(tmp_path: Path) -> None:
+    file = tmp_path / "tlc.toml"
+    file.write_text('[model]\npath = "m.pt"\n[data]\npath = "photos"\n[gate]\nmax_slowdown = "5%"\n')
+
+    assert read_recipe(file, {}).model.path == tmp_path / "m.pt"
+
+
 def test_the_template_is_a_valid_recipe_of_defaults_that_names_every_setting(tmp_path: Path) -> None:
     file = tmp_path / "tlc.toml"
     file.write_text(recipe_template("model.pt", "photos"))
