@@ -275,7 +275,7 @@ def test_memory_that_grows_with_every_run_is_said_and_noise_is_not() -> None:
     ((code, message),) = _said(_launch(growth=50_000), _launch(growth=10_000))
     assert code == "memory_grows"
     assert message.startswith(
-        "The memory of small.onnx grew by 10.0 kB with each of 480 runs, 4.8 MB in all (limit 2.1 MB)."
+        "The memory of small.onnx grew by 10.0 kB with each of 480 runs, 4.8 MB in all (limit 1.0 MB)."
     )
     assert _said(_launch(growth=50_000), _launch(growth=1_000)) == []
     assert _said(_launch(growth=-50_000)) == []
