@@ -76,7 +76,7 @@ class Facts:
     """What a report says, flat."""
 
     sha256: str
-    """Of the report's JSON, whatever the order of its keys."""
+    """Tells the report from others, whatever the order of its keys."""
     kind: Literal["bench", "gate", "compress"]
     time_utc: str
     """ISO 8601 with seconds, in UTC."""
@@ -119,7 +119,7 @@ def facts_of(report: Mapping[str, Any], *, where: str = "this") -> Facts:
             hint="It was changed, or another version of tlc wrote it: leave it out.",
         ) from error
     try:
-        sha256 = sha256_json(report)
+        sha256 = sha256_json(_identifying(report))
     except ValueError as error:
         raise TlcError(f"{where} holds a number that is not finite", hint="Leave it out, and measure again.") from error
     if isinstance(found, Report):
@@ -137,6 +137,16 @@ def facts_of(report: Mapping[str, Any], *, where: str = "this") -> Facts:
         models=", ".join(dict.fromkeys(model.name for model in bench.models)),
         rows=tuple(row for model in bench.models for row in _bench_rows(model, bench.models[0].name)),
     )
+
+
+def _identifying(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the report without the samples of a compress report: its file has them with fewer digits."""
+    if "measurements" not in report:
+        return report
+    rows = [
+        {**row, "latency": row["latency"] and {**row["latency"], "samples_ms": None}} for row in report["measurements"]
+    ]
+    return {**report, "measurements": rows}
 
 
 def _of_compress(report: Report, sha256: str, where: str) -> Facts:

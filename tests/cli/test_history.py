@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import re
+import runpy
 import sys
 import zipfile
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,13 @@ from click.testing import CliRunner, Result
 
 from tlc.cli.history import history_command
 from tlc.cli.main import TlcGroup
+from tlc.cli.report import write_report
 from tlc.runtime.bench_report import BenchReport, BenchWarning
-from tlc.runtime.history import History, Row, Series
+from tlc.runtime.history import History, Row, Series, append_to_history
 from tlc.runtime.history_trend import trend
+from tlc.runtime.report import Report
 
+make_report: Callable[..., Report] = runpy.run_path(str(Path(__file__).with_name("make_report.py")))["make_report"]
 HOSTILE = "<script>alert(1)</script>\n|::error::\x1b[31m.onnx"
 HOT = (BenchWarning(code="throttled", model=None, message="Hot."),)
 
@@ -204,6 +209,30 @@ def test_artifacts_are_imported_and_counted(tmp_path: Path) -> None:
     assert first.stdout == "1 added, 0 there already, 1 skipped\n"
     assert re.match(r"skipped: other\.json in .*ci\.zip is not a report of tlc", first.stderr)
     assert json.loads(again.stdout)["duplicates"] == 1
+
+
+def test_the_report_of_a_compress_run_is_the_run_that_was_appended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = make_report(samples=200, latency_samples=8)
+    environment = {"time_utc": "2026-01-02T03:04:05+00:00", "cpu_model": "Invented CPU"}
+    report = report.model_copy(update={"environment": environment})
+    latency = report.measurements[1].latency
+    assert latency is not None
+    precise = latency.model_copy(update={"samples_ms": [0.123456789, *latency.samples_ms[1:]]})
+    student = report.measurements[1].model_copy(update={"latency": precise})
+    report = report.model_copy(update={"measurements": [report.measurements[0], student, *report.measurements[2:]]})
+    monkeypatch.setenv("TLC_HISTORY", str(tmp_path / "h.sqlite"))
+
+    append_to_history(report)
+    write_report(report, tmp_path)
+    done = tlc("import", tmp_path / "report.json")
+    (run,) = json.loads(tlc("--json").stdout)
+    top1 = json.loads(tlc("trend", "--metric", "top1_ratio", "--model", "resnet56.pt int8", "--json").stdout)
+
+    assert done.stdout == "0 added, 1 there already, 0 skipped\n"
+    assert (run["kind"], run["outcome"]) == ("compress", "ok" if report.budget_met else "over budget")
+    assert [point["value"] for point in top1[0]["points"]] == [report.measurements[-1].accuracy.top1]
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,15 @@ def test_a_run_is_appended_unless_that_is_off(monkeypatch: pytest.MonkeyPatch, p
     assert append_to_history(bench_of()) is None
 
 
+def test_the_file_that_bench_writes_is_the_run_that_it_appended(path: Path, tmp_path: Path) -> None:
+    report = bench_of(ms={"a.onnx": 1 / 3, "b.onnx": 2.0})
+    (tmp_path / "report.json").write_text(report.model_dump_json())
+
+    with History(path) as history:
+        history.append(report.model_dump(mode="json"))
+        assert import_files(history, [tmp_path / "report.json"]).duplicates == 1
+
+
 def test_files_folders_and_archives_are_imported_once(path: Path, tmp_path: Path) -> None:
     (tmp_path / "one.json").write_text(json.dumps(bench_json(1), indent=4))
     folder = tmp_path / "artifacts"
