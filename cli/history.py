@@ -10,6 +10,8 @@ import click
 from tlc.runtime.errors import UsageError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from tlc.runtime.history import History, Row
     from tlc.runtime.history_trend import Trend
 
@@ -46,8 +48,8 @@ class _ListByDefault(click.Group):
 def history_command() -> None:
     """Show what was measured before, and where it changed.
 
-    tlc bench, tlc compare and tlc gate append every run to a local SQLite file: TLC_HISTORY names it, and switches that
-    off if it is "". Without a command the last runs are listed.
+    tlc bench, tlc compare, tlc gate and tlc compress append every run to a local SQLite file: TLC_HISTORY names it, and
+    switches that off if it is "". Without a command the last runs are listed.
 
     \b
     Examples:
@@ -209,6 +211,20 @@ def import_command(paths: tuple[Path, ...], label: str, store: Path | None, as_j
         click.echo(json.dumps({"added": found.added, "duplicates": found.duplicates, "skipped": found.skipped}))
     else:
         click.echo(f"{len(found.added)} added, {found.duplicates} there already, {len(found.skipped)} skipped")
+
+
+def keep(report: "BaseModel", *, label: str = "", off: bool = False) -> None:
+    """Append a report to the history, as `append_to_history` does; where it cannot be written, warn on stderr.
+
+    What was measured is measured: the exit status of a gate in CI does not depend on a folder that is read-only.
+    """
+    from tlc.runtime.errors import TlcError
+    from tlc.runtime.history import append_to_history
+
+    try:
+        append_to_history(report, label=label, off=off)
+    except TlcError as error:
+        click.echo(f"warning: this run is not kept: {error.message}\nhint: {error.hint}", err=True)
 
 
 def _opened(store: Path | None, *, must_exist: bool = True) -> "History":

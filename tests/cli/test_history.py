@@ -17,7 +17,7 @@ import pytest
 from benches import bench_of
 from click.testing import CliRunner, Result
 
-from tlc.cli.history import history_command
+from tlc.cli.history import history_command, keep
 from tlc.cli.main import TlcGroup
 from tlc.cli.report import write_report
 from tlc.runtime.bench_report import BenchReport, BenchWarning
@@ -264,6 +264,22 @@ def test_a_history_that_is_not_there_or_switched_off_is_an_error(
     assert absent.exit_code == 1
     assert "there is no history at none.sqlite" in absent.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_cannot_be_kept_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TLC_HISTORY", str(tmp_path))
+    keep(bench_of())
+    monkeypatch.setenv("TLC_HISTORY", str(tmp_path / "h.sqlite"))
+    keep(bench_of(), label="kept")
+
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(
+        r"warning: this run is not kept: the history .* cannot be used: .*\nhint: Name a file.*\n", said.err
+    )
+    assert [run["label"] for run in json.loads(tlc("--json").stdout)] == ["kept"]
 
 
 def test_every_command_ends_its_help_with_an_example() -> None:
