@@ -8,7 +8,14 @@ from tlc.cli import wording
 from tlc.cli.table import columns
 from tlc.cli.templates import rendered
 from tlc.runtime.bench_report import ModelBench
-from tlc.runtime.compare_report import ChangedSample, ClassChange, CompareReport, DataComparison, PairedChange
+from tlc.runtime.compare_report import (
+    ENOUGH_ROUNDS,
+    ChangedSample,
+    ClassChange,
+    CompareReport,
+    DataComparison,
+    PairedChange,
+)
 
 _CLASSES_LISTED = 6
 _CLASSES_SHOWN = 30
@@ -19,7 +26,7 @@ def lines(report: CompareReport) -> list[str]:
     """Return the report as lines of text."""
     found = [headline(report), "", *columns(_MODEL_HEADER, model_rows(report)), ""]
     if report.latency_ratio is not None:
-        found += [f"B's latency over A's: {wording.times_interval(report.latency_ratio)} (99 % interval)", ""]
+        found += [f"B's latency over A's: {ratio_words(report)}", ""]
     found += columns(_DATA_HEADER, [data_row(data) for data in report.data])
     found += ["", *(f"worse: {sentence}" for sentence in alerts(report))] if alerts(report) else []
     for data in report.data:
@@ -81,11 +88,20 @@ def _speed(report: CompareReport) -> str:
     ratio = report.latency_ratio
     if ratio is None:
         return "not timed"
+    if report.rounds < ENOUGH_ROUNDS:
+        return "not timed for long enough"
     if ratio.high < 1:
         return f"{wording.significant(1 / ratio.estimate)}× faster"
     if ratio.low > 1:
         return f"{wording.significant(ratio.estimate)}× slower"
     return "as fast as far as can be told"
+
+
+def ratio_words(report: CompareReport) -> str:
+    """Return the latency ratio with its interval, and whether it can be relied on."""
+    assert report.latency_ratio is not None, "this report has no latencies of both"
+    few = f", of {wording.plural(report.rounds, 'round')}: too few to rely on" * (report.rounds < ENOUGH_ROUNDS)
+    return f"{wording.times_interval(report.latency_ratio)} (99 % interval{few})"
 
 
 def _accuracy(report: CompareReport) -> str:
@@ -209,6 +225,7 @@ def _context(report: CompareReport) -> dict[str, object]:
         "changed_words": changed_words,
         "finding_words": finding_words,
         "decibels": decibels,
+        "ratio_words": ratio_words,
         "bar": interval_bar,
         "reach": reach,
     }

@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict
 from tlc.runtime.bench_report import BenchReport
 from tlc.runtime.report import Accuracy, Interval
 
+ENOUGH_ROUNDS = 10
+"""Fewer rounds of blocks than this, and a bootstrap of them says nothing about what lies beyond them."""
+
 Outcome = Literal["lost", "won", "other"]
 Finding = Literal["worse", "better", "not shown"]
 
@@ -149,3 +152,8 @@ class CompareReport(_Record):
         if self.bench is None or self.bench.models[1].latency is None:
             return None
         return self.bench.models[1].latency.ratio
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of blocks that the latency ratio is from, of all launches together."""
+        return sum(launch.rounds for launch in self.bench.models[1].launches) if self.bench else 0

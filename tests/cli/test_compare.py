@@ -58,7 +58,7 @@ def test_terminal_page_and_markdown_of_one_run(folder: Path, tmp_path: Path) -> 
     assert "points of accuracy on" in text[0]
     assert "foggy.npz; " in text[0]
     assert any(re.search(r"A .*a\.onnx \(onnxruntime .* MB +\d+ B$", line) for line in text)
-    assert any(line.startswith("B's latency over A's: ") for line in text)
+    assert any(re.match(r"B's latency over A's: .*, of 4 rounds: too few to rely on\)$", line) for line in text)
     assert [line.split()[-1] for line in text if ".npz  " in line] == ["shown", "WORSE"]
     assert any(line.startswith("worse: class upright of ") for line in text)
     page = (tmp_path / "c.html").read_text(encoding="utf-8")
@@ -118,17 +118,22 @@ def test_a_drop_that_one_domain_has_is_said_first(untimed: CompareReport) -> Non
 
 
 def test_speed_is_claimed_only_where_the_interval_shows_it(untimed: CompareReport) -> None:
-    def said(low: float, estimate: float, high: float) -> str:
+    def said(low: float, estimate: float, high: float, of_rounds: int = 10) -> str:
         class Timed(CompareReport):
             @property
             def latency_ratio(self) -> Interval:
                 return Interval(estimate=estimate, low=low, high=high)
+
+            @property
+            def rounds(self) -> int:
+                return of_rounds
 
         return headline(Timed.model_construct(**dict(untimed))).split(";")[0]
 
     assert said(0.2, 0.25, 0.3) == "B is 4.00× faster"
     assert said(1.2, 1.25, 1.3) == "B is 1.25× slower"
     assert said(0.9, 1.25, 1.3) == "B is as fast as far as can be told"
+    assert said(0.2, 0.25, 0.3, of_rounds=9) == "B is not timed for long enough"
 
 
 class _Tags(HTMLParser):
