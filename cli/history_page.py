@@ -17,6 +17,7 @@ from tlc.runtime.history_trend import Trend
 
 MAX_PLOTS = 60
 """Plots in a page; those with changes come first."""
+_DOUBTFUL = ("throttled", "noisy_neighbour", "unstable")  # warnings of a run whose numbers may be off
 
 
 def write_page(path: Path, trends: Sequence[Trend], machines: Mapping[str, Mapping[str, Any]], alpha: float) -> None:
@@ -53,7 +54,7 @@ def plot(trend: Trend, number: int) -> str:
     scale, unit = _scale(series.metric, max(abs(point.value) for point in series.points))
     values = np.array([point.value for point in series.points]) * scale
     places = np.arange(len(values))
-    doubtful = np.array([bool(point.warnings) for point in series.points])
+    doubtful = np.array([any(code in point.warnings for code in _DOUBTFUL) for point in series.points])
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
