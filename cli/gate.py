@@ -119,8 +119,8 @@ def gate_command(candidate: Path, as_json: bool, quiet: bool, **options: Any) ->
             command=shlex.join(["tlc", *sys.argv[1:]]),
             on_progress=lambda what, done, total: emit(Progress(what, done, total)),
         )
-    _write(report, options, time.monotonic() - start)
     _print(report, as_json=as_json)
+    _write(report, options, time.monotonic() - start)
     append_to_history(report, label=options["label"], off=options["no_history"])
     sys.exit(EXIT_CODES[report.verdict])
 
@@ -196,11 +196,21 @@ def _scoring(
     if not data.exists():
         raise TlcError(f"no data at {data}", hint="Check the path.")
 
-    def score() -> "Sequence[Check]":
+    if baseline is None or baseline.suffix == ".json":
+        return list  # the gate refuses that, and says why
+    # Before anything is measured: what is missing, and what is wrong with an option.
+    try:
         from tlc.compress.gate_accuracy import disagreements
-        from tlc.runtime.gate_checks import accuracy_checks
+    except ModuleNotFoundError as error:
+        raise TlcError(
+            f"a limit on accuracy needs {error.name}, which is not here", hint="pip install 'tlc[compress]'"
+        ) from error
+    from tlc.runtime.gate_checks import accuracy_checks
 
-        overall, by_class = disagreements(recipe_from(options, candidate), recipe_from(options, baseline))
+    recipes = recipe_from(options, candidate), recipe_from(options, baseline)
+
+    def score() -> "Sequence[Check]":
+        overall, by_class = disagreements(*recipes)
         return accuracy_checks(
             overall,
             by_class,
@@ -225,8 +235,11 @@ def _write(report: "GateReport", options: Mapping[str, Any], seconds: float) -> 
         write_text(options["code_quality"], code_quality_json(report))
     summary = options["summary"] or os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:
-        with Path(summary).open("a", encoding="utf-8") as file:  # other steps may have written to it
-            file.write(markdown(report))
+        try:
+            with Path(summary).open("a", encoding="utf-8") as file:  # other steps may have written to it
+                file.write(markdown(report))
+        except OSError as error:
+            raise TlcError(f"cannot write the summary {summary}: {error}", hint="Give another --summary.") from error
 
 
 def _print(report: "GateReport", *, as_json: bool) -> None:

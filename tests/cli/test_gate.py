@@ -1,6 +1,7 @@
 """`tlc gate`: what it prints and writes, its exit status, and its settings from a file."""
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,7 @@ def test_a_setting_that_is_none_is_refused_by_name(fake: FakeLaunch, tmp_path: P
         (("small.onnx", "--max-size", "5MB", "--junit", "no/junit.xml"), "there is no folder no to write junit.xml", 2),
         (("small.onnx", "--max-size", "5MB", "--size", "T"), "--size 'T' has no name and length", 2),
         (("small.onnx", "--baseline", "small.onnx", "--max-drop", "1"), "needs data to evaluate on", 2),
+        (("small.onnx", "--max-drop", "1", "--data", "small.onnx"), "There is no baseline", 2),
         (("gone.onnx", "--max-size", "5MB"), "no model at gone.onnx", 1),
         (("small.onnx", "--baseline", "gone.onnx", "--max-slowdown", "5%"), "no model at gone.onnx", 1),
         (("small.onnx", "--baseline", "gone.json", "--max-slowdown", "5%"), "cannot read the report gone.json", 1),
@@ -218,6 +220,25 @@ def test_what_cannot_be_decided_is_an_error_before_anything_is_measured(
     assert problem in message(result)
     assert getattr(result.exception, "exit_code", result.exit_code) == status
     assert fake.calls == []
+
+
+def test_a_limit_on_accuracy_without_the_extra_says_what_to_install(
+    fake: FakeLaunch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tlc.compress.gate_accuracy", None)
+
+    result = tlc_gate("small.onnx", "--baseline", "small.onnx", "--max-drop", "1", "--data", ".")
+
+    assert "pip install 'tlc[compress]'" in message(result)
+    assert fake.calls == []
+
+
+def test_a_summary_that_cannot_be_written_is_an_error_after_the_verdict(fake: FakeLaunch, tmp_path: Path) -> None:
+    result = tlc_gate("small.onnx", "--p50-under", "1s", "--summary", tmp_path)
+
+    assert result.exit_code == 1
+    assert f"cannot write the summary {tmp_path}: " in message(result)
+    assert result.stdout.startswith("PASS: small.onnx\n")
 
 
 @pytest.fixture(scope="module")
