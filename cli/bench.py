@@ -298,6 +298,7 @@ def _table(models: "Sequence[ModelBench]") -> list[str]:
 
     header = [
         "",
+        "in",
         "p50 ms",
         "99 %",
         "p90",
