@@ -1,6 +1,5 @@
 """Models in one or several settings, measured and summed up: what `tlc bench` does. `tlc.runtime.launch` runs them."""
 
-import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,10 +24,11 @@ from tlc.runtime.bench_report import (
     Setting,
 )
 from tlc.runtime.environment import environment, machine_identity
-from tlc.runtime.health import machine_warnings, model_warnings, snapshot
+from tlc.runtime.health import cpu_s, machine_warnings, model_warnings, snapshot
 from tlc.runtime.launch import OnProgress, launch, peak_memory_bytes
 from tlc.runtime.power import Meter, open_meters
 from tlc.runtime.process import Case, Failure, Limits, Worker
+from tlc.runtime.sessions import ENGINES
 from tlc.runtime.statistics import nearest_rank, quantile_bounds, ratio_interval
 
 __all__ = ["Case", "Failure", "Limits", "Timing", "bench_report", "launch", "model_bench", "peak_memory_bytes"]
@@ -65,7 +65,7 @@ def bench_report(
     """
     meters, reasons = open_meters() if energy else ([], [])
     facts = environment()
-    before, cpu_s = snapshot(), _cpu_s()
+    before, cpu_before_s = snapshot(), cpu_s()
     try:
         models = [
             model
@@ -74,7 +74,7 @@ def bench_report(
                 cases,
                 timing,
                 limits=limits,
-                meter=meters[0] if meters else None,
+                meter=_meter_for(cases, meters),
                 profile=profile,
                 on_progress=on_progress and partial(on_progress, f"setting {number + 1} of {len(groups)}"),
             )
@@ -83,7 +83,7 @@ def bench_report(
         for meter in meters:
             meter.close()
     after = snapshot()
-    warnings = machine_warnings(before, after, own_cpu_s=_cpu_s() - cpu_s, environment=facts)
+    warnings = machine_warnings(before, after, own_cpu_s=cpu_s() - cpu_before_s, environment=facts)
     for model in models:
         warnings += model_warnings(model.name, model.launches)
     return BenchReport(
@@ -134,10 +134,13 @@ def _bench(
     ]
 
 
-def _cpu_s() -> float:
-    """Return the CPU time of this process and of its children that have ended."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+def _meter_for(cases: Sequence[Case], meters: Sequence[Meter]) -> Meter | None:
+    """Return the counter of what runs the first case: a GPU's own where it runs on one, else the package or module."""
+    target = cases[0].target
+    on_gpu = cases[0].path.suffix in ENGINES or (target is not None and target.provider in ("cuda", "tensorrt"))
+    gpus = [meter for meter in meters if meter.name.startswith("nvml")]
+    others = [meter for meter in meters if not meter.name.startswith("nvml")]
+    return next(iter([*gpus, *others] if on_gpu else others), None)
 
 
 def model_bench(

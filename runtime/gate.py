@@ -7,7 +7,6 @@ data, and each limit on latency, has its share of the 1 % of error (Bonferroni),
 having several limits makes false alarms more frequent. What could not be measured is never a pass.
 """
 
-import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from tlc.runtime.environment import environment, machine_identity
 from tlc.runtime.errors import TlcError, UsageError
 from tlc.runtime.gate_checks import RESAMPLES, bytes_check, doubted, quantile_check, slowdown_check
 from tlc.runtime.gate_report import Check, GateReport, Verdict, worst
-from tlc.runtime.health import machine_warnings, model_warnings, snapshot
+from tlc.runtime.health import cpu_s, machine_warnings, model_warnings, snapshot
 from tlc.runtime.launch import launch
 from tlc.runtime.limits import GateLimits
 from tlc.runtime.process import Case, Failure, Limits
@@ -79,7 +78,7 @@ def gate(
         baseline.require_comparable(candidate, machine, any_machine=effort.any_machine)
     elif baseline is not None and baseline.name == candidate.name:
         baseline = replace(baseline, name=f"{baseline.name} (baseline)")
-    before, cpu_s = snapshot(), _cpu_s()
+    before, cpu_before_s = snapshot(), cpu_s()
     judging = _Judging(candidate, baseline, limits, effort, seed, on_progress, launch)
     control = judging.self_check() if effort.self_check else []
     undecided = any(check.verdict != "pass" for check in control)
@@ -87,7 +86,7 @@ def gate(
     models = judging.models()
     if isinstance(baseline, StoredBaseline) and models[-1].status == "ok":
         baseline.require_same_inputs(models[-1])
-    warnings = machine_warnings(before, snapshot(), own_cpu_s=_cpu_s() - cpu_s, environment=facts)
+    warnings = machine_warnings(before, snapshot(), own_cpu_s=cpu_s() - cpu_before_s, environment=facts)
     for model in models:
         warnings += model_warnings(model.name, model.launches)
     checks = [_with_doubts(check, baseline, warnings, undecided=undecided) for check in checks]
@@ -291,9 +290,3 @@ def _require_decidable(
     for case in (candidate, baseline):
         if isinstance(case, Case) and not case.path.exists():
             raise TlcError(f"no model at {case.path}", hint="Check the path.")
-
-
-def _cpu_s() -> float:
-    """CPU time of this process and of those it has waited for."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system

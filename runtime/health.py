@@ -85,6 +85,12 @@ def snapshot(root: Path = Path("/"), *, cores: Collection[int] | None = None) ->
     )
 
 
+def cpu_s() -> float:
+    """Return the CPU time of this process and of those that it has waited for, seconds."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 def machine_warnings(
     before: Snapshot, after: Snapshot, *, own_cpu_s: float, environment: Mapping[str, Any]
 ) -> list[BenchWarning]:
