@@ -133,8 +133,8 @@ def main() -> None:
     page = "\n".join(
         (
             "# `tlc bench` beside other tools\n",
-            f"Written by `benchmarks/bench_peers.py`, which says how. {options.images} images at once, {options.repeats} "
-            f"repetitions of {options.seconds:g} s each. Machine: {machine}.\n",
+            f"Written by `benchmarks/bench_peers.py`, which says how. {options.images} images at once, "
+            f"{options.repeats} repetitions of {options.seconds:g} s each. Machine: {machine}.\n",
             *lines,
             "",
         )
