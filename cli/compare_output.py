@@ -34,8 +34,8 @@ def lines(report: CompareReport) -> list[str]:
         found += [f"  {_drift_line(data, place)}" for place in range(len(data.drift))]
         found += [f"  not compared: {wording.printable(sentence)}" for sentence in data.not_compared]
         found.append(f"  {changed_words(data)}")
-    problems = _problems(report)
-    return found + ([""] if problems else []) + problems
+    last = _problems(report) + _cautions(report)
+    return found + ([""] if last else []) + last
 
 
 _MODEL_HEADER = ("", "", "p50 ms", "p90", "p99", "memory", "size")
@@ -139,8 +139,8 @@ def alerts(report: CompareReport) -> list[str]:
 def _alert(what: str, change: PairedChange, looked_at: int, kind: str) -> str:
     together = f", adjusted for {looked_at} {kind}" if looked_at > 1 else ""
     return (
-        f"{what}: {wording.points_interval(change.change_points)} points, of {wording.grouped(change.rows)} "
-        f"{wording.grouped(change.lost)} lost and {wording.grouped(change.won)} won "
+        f"{what}: {wording.points_interval(change.change_points)} points, {wording.grouped(change.lost)} of "
+        f"{wording.grouped(change.rows)} lost and {wording.grouped(change.won)} won "
         f"(p {wording.probability(change.adjusted_p)}{together})."
     )
 
@@ -184,13 +184,18 @@ def _drift_line(data: DataComparison, place: int) -> str:
 
 
 def _problems(report: CompareReport) -> list[str]:
+    """Return why there are no latencies, where there are none."""
     found = [f"not timed: {report.not_measured}"] if report.not_measured else []
-    if report.bench is not None:
-        for model in report.bench.models:
-            if model.status != "ok":
-                found.append(f"not timed: {wording.printable(model.name)} ({model.status}): {model.problem}")
-        found += [f"warning ({warning.code}): {warning.message}" for warning in report.bench.warnings]
+    for model in report.bench.models if report.bench else ():
+        if model.status != "ok":
+            found.append(f"not timed: {model.name} ({model.status}): {model.problem}")
     return [wording.printable(line) for line in found]
+
+
+def _cautions(report: CompareReport) -> list[str]:
+    """Return what makes the latencies worth less."""
+    warnings = report.bench.warnings if report.bench else ()
+    return [wording.printable(f"warning ({warning.code}): {warning.message}") for warning in warnings]
 
 
 def markdown(report: CompareReport) -> str:
@@ -218,6 +223,7 @@ def _context(report: CompareReport) -> dict[str, object]:
         "headline": headline(report),
         "alerts": alerts(report),
         "problems": _problems(report),
+        "cautions": _cautions(report),
         "models": model_rows(report),
         "measured": report.bench.models if report.bench else [],
         "data_rows": [data_row(data) for data in report.data],
