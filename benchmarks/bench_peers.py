@@ -3,14 +3,14 @@
     OMP_NUM_THREADS=1 python benchmarks/bench_peers.py ASSETS --repeats 15 --table benchmarks/results/bench_peers.md
 
 ASSETS holds `cifar10/` (a ResNet-56) and `movie-sentiment/` (a six-layer BERT); the third model is torchvision's
-MobileNetV3-small with random weights. Each is exported by tlc, fixed to 4 images or to a text of 128 tokens, and run on
+MobileNetV3-small with random weights. Each is exported by tlc, fixed to 8 images or to a text of 128 tokens, and run on
 one thread: in ONNX Runtime by `tlc bench` and by a bare loop in the style of onnxruntime_perf_test (`raw_loop.py`), in
 OpenVINO by `tlc bench` and by OpenVINO's own benchmark_app. Every measurement is a process of its own; they take turns,
 in random order in every repetition. The ratio is that of the p50 of `tlc bench` over the other's of the same
 repetition: median with 99 % bootstrap bounds over repetitions.
 
 benchmark_app reports hundredths of a millisecond, of a clock inside OpenVINO. That of `tlc bench` is around the call
-that a program makes, and Python's way into OpenVINO and back takes about 0.1 ms: of 4 images that is little, with
+that a program makes, and Python's way into OpenVINO and back takes about 0.1 ms: of 8 images that is little, with
 `--images 1` it is seen.
 """
 
@@ -104,7 +104,7 @@ def main() -> None:
     """Measure, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("assets", type=Path)
-    parser.add_argument("--images", type=int, default=4, help="at once")
+    parser.add_argument("--images", type=int, default=8, help="at once")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--table", type=Path, help="Markdown file to write; printed in any case")
