@@ -144,6 +144,29 @@ def test_texts(tmp_path: Path, compared: Compare) -> None:
     assert data.change.lost + data.change.won <= len(data.changed)
 
 
+@pytest.mark.slow  # exports two transformers each
+@pytest.mark.parametrize("task", ["token-classification", "question-answering"])
+def test_words_and_questions(tmp_path: Path, compared: Compare, task: str) -> None:
+    words = task == "token-classification"
+    write = tiny_text.write_entities if words else tiny_text.write_questions
+    data_path = write(tmp_path / "texts.jsonl")
+    labels = tiny_text.TAGS if words else ("negative", "positive")
+    a, b = (tiny_text.write_tiny(tmp_path / str(seed), task=task, labels=labels, seed=seed) for seed in (0, 1))
+
+    (data,) = compared(a, b, data_path, options={"model.max_length": 32}).report.data
+
+    assert data.samples == 8
+    assert data.changed
+    assert all(sample.confidence_a is None for sample in data.changed)
+    if words:
+        assert data.change.rows > 8
+        assert all(": " in sample.truth for sample in data.changed)
+        assert [change.name for change in data.per_class] == list(tiny_text.TAGS)
+    else:
+        assert (data.per_class, data.macro_f1_points) == ([], None)
+        assert data.drift[0].rows == 16  # starts and ends
+
+
 def test_the_same_file_twice_is_no_difference(tmp_path: Path, clear: Path, compared: Compare) -> None:
     a = write_net(tmp_path / "a.onnx")
 
