@@ -4,25 +4,23 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlc.cli.options import model_from, model_options
+from tlc.cli.cases import case_of, limit_options, limits_from
+from tlc.cli.options import model_options
 from tlc.cli.progress import progress
 from tlc.runtime.errors import TlcError, UsageError
 
 if TYPE_CHECKING:
     from tlc.runtime.bench_report import BenchReport, Latency, ModelBench, Peaks
-    from tlc.runtime.process import Case, Limits
-
-F = TypeVar("F", bound=Callable[..., Any])
+    from tlc.runtime.process import Case
 
 _PATH = click.Path(path_type=Path)
-_FILES = (".onnx", ".plan", ".engine")
 _SAMPLES = (".json", ".parquet")
 _MOST_LAYERS = 15
 
@@ -36,23 +34,6 @@ def _counts(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
     if min(counts, default=1) < 1:
         raise click.BadParameter(f"{value!r} is not a number above 0, nor several such as 1,4,16")
     return counts
-
-
-def limit_options(function: F) -> F:
-    """Add the options that say when a model is given up."""
-    function = click.option("--memory-limit", metavar="SIZE", help="Most memory of a model, such as 2GB.")(function)
-    return click.option("--timeout", default="300s", show_default=True, help="Longest wait for a block of runs.")(
-        function
-    )
-
-
-def limits_from(options: Mapping[str, Any]) -> "Limits":
-    """Return what `limit_options` say."""
-    from tlc.runtime.limits import parse_bytes, parse_ms
-    from tlc.runtime.process import Limits
-
-    memory = options["memory_limit"]
-    return Limits(parse_ms(options["timeout"]) / 1000, None if memory is None else parse_bytes(memory))
 
 
 @click.command("bench", short_help="Measure latency, memory and energy of models, in turns.")
@@ -98,9 +79,9 @@ def bench_command(models: tuple[Path, ...], as_json: bool, quiet: bool, **option
       tlc bench model.onnx --batch 1,4,16 --samples samples.json
       tlc bench model.pt model.onnx --arch torchvision:resnet18
     """
+    from tlc.cli.history import keep
     from tlc.compress.events import Progress
     from tlc.runtime.bench import Timing, bench_report
-    from tlc.runtime.history import append_to_history
     from tlc.runtime.limits import parse_ms
 
     samples = options["samples"]
@@ -121,7 +102,7 @@ def bench_command(models: tuple[Path, ...], as_json: bool, quiet: bool, **option
         report = _with_facts(report, groups, roofline=options["roofline"])
     _write(report, options)
     click.echo(report.model_dump_json() if as_json else "\n".join(report_lines(report)))
-    append_to_history(report, label=options["label"], off=options["no_history"])
+    keep(report, label=options["label"], off=options["no_history"])
     if any(model.status != "ok" for model in report.models):
         sys.exit(1)
 
@@ -148,24 +129,11 @@ _STATUS = {"failed": "failed", "crashed": "crashed", "hung": "hung", "out_of_mem
 
 def _cases(models: Sequence[Path], setting: Mapping[str, Any], options: Mapping[str, Any]) -> "list[Case]":
     """Return one case per model; the same file given twice gets a number."""
-    from tlc.runtime.process import Case
-    from tlc.runtime.target import load_target
-
-    target = None if options["target"] is None else load_target(options["target"])
-    threads = setting["threads"] or (1 if target is None else target.threads)
-    setting = {**setting, "threads": threads, "feeds": options["inputs"]}
     cases = []
     for place, path in enumerate(models):
-        if not path.exists():
-            raise TlcError(f"no model at {path}", hint="Check the path.")
         before = list(models[:place]).count(path)
         name = f"{path} #{before + 1}" if before else str(path)
-        if path.suffix.lower() in _FILES:
-            cases.append(Case(name, path, target, **setting))
-        else:
-            from tlc.compress.torch_worker import torch_case
-
-            cases.append(torch_case(name, model_from(options, path), **setting))
+        cases.append(case_of(name, path, options, **setting))
     return cases
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tlc.cli.bench import limit_options, limits_from
+from tlc.cli.cases import limit_options, limits_from
 from tlc.cli.options import data_options, model_options, recipe_from, recipe_options
 from tlc.cli.progress import progress
 from tlc.runtime.errors import UsageError
@@ -54,10 +54,10 @@ def compare_command(
       tlc compare model.onnx int8.onnx --data day/ --data night/
     """
     from tlc.cli import compare_output
+    from tlc.cli.history import keep
     from tlc.compress.compare import compare
     from tlc.runtime.artifact import write_text
     from tlc.runtime.bench import Timing
-    from tlc.runtime.history import append_to_history
     from tlc.runtime.limits import parse_ms
 
     seconds = parse_ms(options["duration"]) / 1000
@@ -84,5 +84,5 @@ def compare_command(
     if md is not None:
         write_text(md, compare_output.markdown(found.report))
     if found.report.bench is not None:
-        append_to_history(found.report.bench, label=options["label"], off=options["no_history"])
+        keep(found.report.bench, label=options["label"], off=options["no_history"])
     click.echo(found.report.model_dump_json() if as_json else "\n".join(compare_output.lines(found.report)))

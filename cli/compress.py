@@ -110,8 +110,8 @@ def _command_line() -> str:
 def _present(report: "Report", out: Path, *, as_json: bool) -> None:
     from rich.console import Console
 
+    from tlc.cli.history import keep
     from tlc.cli.report import print_report, write_report
-    from tlc.runtime.history import append_to_history
 
     write_report(report, out)
     if as_json:
@@ -119,4 +119,4 @@ def _present(report: "Report", out: Path, *, as_json: bool) -> None:
     else:
         print_report(report, Console(file=sys.stdout, highlight=False))
         click.echo(f"\nReport: {out / 'report.html'}   Ships: {out / 'model.onnx'} ({report.chosen})")
-    append_to_history(report)
+    keep(report)

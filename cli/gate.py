@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tlc.cli.bench import limit_options, limits_from
+from tlc.cli.cases import case_of, limit_options, limits_from
 from tlc.cli.gate_config import read_config
-from tlc.cli.options import data_options, model_from, model_options, recipe_from
+from tlc.cli.history import keep
+from tlc.cli.options import data_options, model_options, recipe_from
 from tlc.cli.progress import progress
 from tlc.runtime.errors import TlcError, UsageError
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PATH = click.Path(path_type=Path)
-_FILES = (".onnx", ".plan", ".engine")
 _OUTPUTS = ("output", "junit", "summary", "comment", "code_quality")
 _POINTS = click.FloatRange(0, 100, min_open=True)
 
@@ -95,7 +95,6 @@ def gate_command(candidate: Path, as_json: bool, quiet: bool, **options: Any) ->
     from tlc.compress.events import Progress
     from tlc.runtime.gate import Effort, gate
     from tlc.runtime.gate_report import EXIT_CODES
-    from tlc.runtime.history import append_to_history
 
     start = time.monotonic()
     limits = _limits(options)
@@ -121,7 +120,7 @@ def gate_command(candidate: Path, as_json: bool, quiet: bool, **options: Any) ->
         )
     _print(report, as_json=as_json)
     _write(report, options, time.monotonic() - start)
-    append_to_history(report, label=options["label"], off=options["no_history"])
+    keep(report, label=options["label"], off=options["no_history"])
     sys.exit(EXIT_CODES[report.verdict])
 
 
@@ -157,24 +156,8 @@ def _baseline(path: Path | None, candidate: Path, options: Mapping[str, Any]) ->
 
 
 def _case(path: Path, options: Mapping[str, Any]) -> "Case":
-    """Return how a model is measured: files in the target's runtime, everything else in PyTorch."""
-    from tlc.runtime.process import Case
-    from tlc.runtime.target import load_target
-
-    if not path.exists():
-        raise TlcError(f"no model at {path}", hint="Check the path.")
-    target = None if options["target"] is None else load_target(options["target"])
-    setting: dict[str, Any] = {
-        "threads": options["threads"] or (1 if target is None else target.threads),
-        "batch": options["batch"],
-        "sizes": dict(_size(text) for text in options["sizes"]),
-        "feeds": options["inputs"],
-    }
-    if path.suffix.lower() in _FILES:
-        return Case(str(path), path, target, **setting)
-    from tlc.compress.torch_worker import torch_case
-
-    return torch_case(str(path), model_from(options, path), **setting)
+    sizes = dict(_size(text) for text in options["sizes"])
+    return case_of(str(path), path, options, threads=options["threads"], batch=options["batch"], sizes=sizes)
 
 
 def _size(text: str) -> tuple[str, int]:
