@@ -18,9 +18,10 @@ import numpy as np
 from gate_networks import Network, write_network
 
 from tlc.runtime.artifact import write_text
-from tlc.runtime.bench import Case, launch
 from tlc.runtime.bench_report import NS_PER_MS, Launch
 from tlc.runtime.environment import environment
+from tlc.runtime.launch import launch
+from tlc.runtime.process import Case
 from tlc.runtime.statistics import ratio_interval
 
 NETWORK, LAYERS = Network(32, 16), 40

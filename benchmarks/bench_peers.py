@@ -32,9 +32,10 @@ from tlc.compress.inputs import PreprocessOptions
 from tlc.compress.recipe import ModelSection
 from tlc.compress.steps import export_to
 from tlc.runtime.artifact import write_text
-from tlc.runtime.bench import Case, launch
 from tlc.runtime.bench_report import Launch
 from tlc.runtime.environment import environment
+from tlc.runtime.launch import launch
+from tlc.runtime.process import Case
 from tlc.runtime.statistics import bootstrap_median, nearest_rank
 from tlc.runtime.target import load_target
 

@@ -54,10 +54,7 @@ def plan_lines(plan: Plan) -> list[str]:
     if reason := missing(plan.target):
         lines[-1] += f"; no latency: {reason}"
     else:
-        lines[-1] += (
-            f"; latency in {recipe.measure.rounds} rounds over all files, "
-            f"{plan.target.threads} thread"
-        )
+        lines[-1] += f"; latency in {recipe.measure.rounds} rounds over all files, {plan.target.threads} thread"
     return lines
 
 

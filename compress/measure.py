@@ -11,10 +11,11 @@ from tlc.compress.runner import Runner
 from tlc.compress.work import Answers, AnyWork, Feeds
 from tlc.export.graph import graph_stats
 from tlc.runtime.artifact import sha256_file
-from tlc.runtime.bench import Failure, launch, peak_memory_bytes
 from tlc.runtime.bench_report import NS_PER_MS, Launch
 from tlc.runtime.errors import TlcError
 from tlc.runtime.health import model_warnings
+from tlc.runtime.launch import launch, peak_memory_bytes
+from tlc.runtime.process import Failure
 from tlc.runtime.report import Agreement, Interval, LatencyRecord, Measurement
 from tlc.runtime.statistics import nearest_rank, ratio_interval
 from tlc.runtime.worker import write_feeds

@@ -25,13 +25,11 @@ from tlc.runtime.bench_report import (
 )
 from tlc.runtime.environment import environment, machine_identity
 from tlc.runtime.health import cpu_s, machine_warnings, model_warnings, snapshot
-from tlc.runtime.launch import OnProgress, launch, peak_memory_bytes
+from tlc.runtime.launch import OnProgress, launch
 from tlc.runtime.power import Meter, open_meters
 from tlc.runtime.process import Case, Failure, Limits, Worker
 from tlc.runtime.sessions import ENGINES
 from tlc.runtime.statistics import nearest_rank, quantile_bounds, ratio_interval
-
-__all__ = ["Case", "Failure", "Limits", "Timing", "bench_report", "launch", "model_bench", "peak_memory_bytes"]
 
 PERCENTILES = (50, 90, 95, 99)
 ENERGY_S = 3.0

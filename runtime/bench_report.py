@@ -24,6 +24,7 @@ WarningCode = Literal[
     "unstable",
     "memory_grows",
     "not_counted",
+    "size_assumed",
 ]
 
 
@@ -50,6 +51,8 @@ class Setting(_Record):
     """Inferences under way at once, each in a session of its own."""
     shapes: dict[str, list[int]]
     """Shape of every input."""
+    assumed: list[str] = []
+    """Open dimensions that were taken to be 1 because nobody said how long they are."""
 
 
 class Memory(_Record):

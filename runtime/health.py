@@ -109,12 +109,18 @@ def machine_warnings(
 def model_warnings(name: str, launches: Sequence[Launch]) -> list[BenchWarning]:
     """Return what makes one model's numbers worth less, from all its launches; none for no launch.
 
-    `first_run_slow`, `too_few_samples`, `unstable` and `memory_grows`. The first and the last are said only where every
-    launch shows them: a single one may have been disturbed.
+    `size_assumed`, `first_run_slow`, `too_few_samples`, `unstable` and `memory_grows`. The second and the last are said
+    only where every launch shows them: a single one may have been disturbed.
     """
     if not launches:
         return []
-    return [*_first_run(name, launches), *_few(name, launches), *_unstable(name, launches), *_grows(name, launches)]
+    return [
+        *_assumed(name, launches),
+        *_first_run(name, launches),
+        *_few(name, launches),
+        *_unstable(name, launches),
+        *_grows(name, launches),
+    ]
 
 
 def _throttled(
@@ -235,6 +241,15 @@ def _first_run(name: str, launches: Sequence[Launch]) -> list[BenchWarning]:
         f"(limit {FIRST_RUN_LIMIT:g}). Run the model once when the program starts, before anybody waits for it."
     )
     return [_warning("first_run_slow", name, message)]
+
+
+def _assumed(name: str, launches: Sequence[Launch]) -> list[BenchWarning]:
+    dims = launches[0].setting.assumed
+    if not dims:
+        return []
+    sizes = " ".join(f"--size {dim}=128" for dim in dims)
+    message = f"{name} ran with {' and '.join(dims)} of length 1. Say how long real inputs are, such as {sizes}."
+    return [_warning("size_assumed", name, message)]
 
 
 def _few(name: str, launches: Sequence[Launch]) -> list[BenchWarning]:

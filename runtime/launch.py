@@ -155,6 +155,7 @@ class _Run:
                 threads=self.case.threads,
                 streams=self.case.streams,
                 shapes=opened["shapes"],
+                assumed=opened["assumed"],
             ),
             cpu_ratio=sum(block["cpu_ns"] for block in self.blocks) / wall_ns,
             overhead_ns=opened["overhead_ns"],

@@ -231,6 +231,14 @@ def sample_feeds(
     return feeds
 
 
+def assumed_sizes(
+    inputs: Sequence[TensorSpec], sizes: Mapping[str, int], shapes: Mapping[str, Sequence[int]]
+) -> list[str]:
+    """Return the open dimensions, the batch aside, that `sample_feeds` takes to be 1 because nothing says otherwise."""
+    own = [spec.shape[1:] for spec in inputs if spec.name not in shapes]
+    return sorted({dim for shape in own for dim in shape if isinstance(dim, str) and dim not in sizes})
+
+
 def _sized(spec: TensorSpec, batch: int, sizes: Mapping[str, int]) -> list[int]:
     return [
         dim
@@ -240,9 +248,7 @@ def _sized(spec: TensorSpec, batch: int, sizes: Mapping[str, int]) -> list[int]:
     ]
 
 
-def _require_known(
-    inputs: Sequence[TensorSpec], sizes: Mapping[str, int], shapes: Mapping[str, Sequence[int]]
-) -> None:
+def _require_known(inputs: Sequence[TensorSpec], sizes: Mapping[str, int], shapes: Mapping[str, Sequence[int]]) -> None:
     names = {spec.name for spec in inputs}
     dims = {dim for spec in inputs for dim in spec.shape if isinstance(dim, str)}
     unknown = sorted((set(sizes) - dims) | (set(shapes) - names))

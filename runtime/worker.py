@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tlc.runtime.errors import TlcError
 from tlc.runtime.memory import own_peak_bytes, resident_bytes
-from tlc.runtime.session import Session, sample_feeds
+from tlc.runtime.session import Session, assumed_sizes, sample_feeds
 from tlc.runtime.sessions import import_runtime, open_session
 from tlc.runtime.target import Target
 
@@ -147,6 +147,7 @@ class _Model:
             "loaded_bytes": loaded_bytes,
             "runtime": self._sessions[0].runtime,
             "shapes": {name: list(array.shape) for name, array in self.feeds[0].items()},
+            "assumed": [] if request.feeds else assumed_sizes(self._sessions[0].inputs, request.sizes, request.shapes),
             "overhead_ns": _overhead_ns(),
         }
 

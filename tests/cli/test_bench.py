@@ -47,6 +47,7 @@ def test_the_report_holds_every_sample_and_the_file_is_what_json_prints(model: P
     assert second.latency is not None
     assert second.latency.ratio is not None
     assert second.latency.ratio.low <= second.latency.ratio.estimate <= second.latency.ratio.high
+    assert "size_assumed" not in {warning.code for warning in report.warnings}
     assert report.machine
     assert report.environment["logical_cores"]
 
@@ -103,6 +104,11 @@ def test_layers_and_roofline_are_printed(model: Path) -> None:
     assert "MatMul" in done.stdout
     assert "operations" in done.stdout
     assert "reached" in done.stdout
+
+
+def test_an_open_dimension_that_nobody_gave_is_named(model: Path) -> None:
+    done = _bench(model, "--rounds", 1)
+    assert f"{model} ran with T of length 1. Say how long real inputs are, such as --size T=128." in done.stdout
 
 
 def test_real_inputs_are_used(model: Path, tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from tlc.compress.inputs import PreprocessOptions
 from tlc.compress.recipe import ModelSection
 from tlc.compress.torch_session import TorchSession
 from tlc.compress.torch_worker import open_model, profile, torch_case
-from tlc.runtime.bench import Case, Failure, Limits, launch
 from tlc.runtime.bench_report import Launch
 from tlc.runtime.errors import TlcError, UsageError
 from tlc.runtime.health import model_warnings
+from tlc.runtime.launch import launch
+from tlc.runtime.process import Case, Failure, Limits
 from tlc.runtime.worker import Request
 
 LEAK_BYTES = 200_000

@@ -16,8 +16,9 @@ import tiny
 from tlc.compress.compare import Comparison, compare
 from tlc.compress.events import Event, Progress
 from tlc.compress.recipe import Recipe, read_recipe
-from tlc.runtime.bench import Limits, Timing
+from tlc.runtime.bench import Timing
 from tlc.runtime.errors import TlcError, UsageError
+from tlc.runtime.process import Limits
 
 Compare = Callable[..., Comparison]
 
