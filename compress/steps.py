@@ -102,18 +102,33 @@ class Evaluation(BaseModel):
 
 
 def evaluate_files(recipes: Sequence[Recipe]) -> list[Evaluation]:
-    """Score the models, ONNX files or engines of `recipes`, all with the same data, on its evaluation images."""
+    """Score the models, ONNX files or engines of `recipes`, all with the same data, on its evaluation images.
+
+    Classes go by their names, in whatever order each model has them.
+    """
     rows: list[Evaluation] = []
-    first: Answers | None = None
+    first: tuple[Answers, tuple[str, ...]] | None = None
     for recipe in recipes:
         with tempfile.TemporaryDirectory(prefix="tlc-") as folder:
             file, _network, work = opened(recipe, Path(folder))
             part = work.data.evaluation
             answers = work.judged(file, Runner.here(work.target, Path(folder)), part)
-            change = None if first is None else work.change(first, answers, part)
+            change = None if first is None else work.change(_in_order(*first, work.classes), answers, part)
             rows.append(Evaluation(path=recipe.model.path, accuracy=work.score(answers, part), change=change))
-            first = answers if first is None else first
+            first = (answers, work.classes) if first is None else first
     return rows
+
+
+def _in_order(answers: Answers, classes: tuple[str, ...], wanted: tuple[str, ...]) -> Answers:
+    """Return logits (N, K) of `classes` in the order `wanted`; of questions, which have no classes, as they are."""
+    if classes == wanted:
+        return answers
+    if set(classes) != set(wanted):
+        raise TlcError(
+            f"the first model has the classes {', '.join(classes)}, another {', '.join(wanted)}",
+            hint="Evaluate models together that were trained for the same classes.",
+        )
+    return answers[:, [classes.index(name) for name in wanted]]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import tiny
 from tlc.compress.compare import Comparison, compare
 from tlc.compress.events import Event, Progress
 from tlc.compress.recipe import Recipe, read_recipe
+from tlc.compress.steps import evaluate_files
 from tlc.runtime.bench import Timing
 from tlc.runtime.errors import TlcError, UsageError
 from tlc.runtime.process import Limits
@@ -95,6 +96,9 @@ def test_classes_in_another_order_are_no_difference(tmp_path: Path, clear: Path,
 
     assert data.changed == []
     assert (data.accuracy_a, data.drift[0].max_abs) == (data.accuracy_b, 0)
+    _, row = evaluate_files(both(a, b, clear))
+    assert row.change is not None
+    assert (row.change.regressed, row.change.improved) == (0, 0)
 
 
 def test_a_network_is_compared_with_what_was_made_of_it(tmp_path: Path, clear: Path) -> None:
