@@ -88,7 +88,8 @@ def gate(
         baseline.require_same_inputs(models[-1])
     warnings = machine_warnings(before, snapshot(), own_cpu_s=cpu_s() - cpu_before_s, environment=facts)
     for model in models:
-        warnings += model_warnings(model.name, model.launches)
+        found = model_warnings(model.name, model.launches)
+        warnings += [warning for warning in found if warning.code != "too_few_samples"]  # a check says so by itself
     checks = [_with_doubts(check, baseline, warnings, undecided=undecided) for check in checks]
     if limits.max_size_bytes is not None:
         checks.append(bytes_check("max-size", "The file has", models[-1].size_bytes, limits.max_size_bytes))
