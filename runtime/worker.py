@@ -30,7 +30,7 @@ from tlc.runtime.target import Target
 
 WARM_MS = 200
 WARM_RUNS = 20
-WARM_LONGEST_MS = 2000
+WARM_LONGEST_MS = 1000
 STABLE_RATIO = 0.02
 """Two windows of `WARM_RUNS` runs whose medians differ by less are a stable model."""
 BLOCK_RUNS = 8
