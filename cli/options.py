@@ -56,6 +56,12 @@ def _shape(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
     return None if value is None else parse_input(value)
 
 
+def _resize(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | tuple[int, int] | None:
+    """Return HxW as numbers; the recipe reads everything else."""
+    height, cross, width = (value or "").partition("x")
+    return (int(height), int(width)) if cross and height.isdecimal() and width.isdecimal() else value
+
+
 def model_options(function: F) -> F:
     """Add the options that say what the model is and how it wants its images or texts."""
     function = preprocess_options(function)
@@ -72,7 +78,7 @@ def preprocess_options(function: F) -> F:
     for option in reversed(
         [
             click.option("--input", "input_shape", callback=_shape, metavar="CxHxW", help="The model's input."),
-            click.option("--resize", metavar="N|HxW|none", help="Before the crop: short side, exact size, or nothing."),
+            click.option("--resize", callback=_resize, metavar="N|HxW|none", help="Before the crop: short side, exact size, or nothing."),
             click.option("--mean", callback=_numbers, metavar="A,B,C", help="Per channel, of values in [0, 1]."),
             click.option("--std", callback=_numbers, metavar="A,B,C", help="Per channel, of values in [0, 1]."),
             click.option("--interpolation", type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"])),
