@@ -78,7 +78,12 @@ def preprocess_options(function: F) -> F:
     for option in reversed(
         [
             click.option("--input", "input_shape", callback=_shape, metavar="CxHxW", help="The model's input."),
-            click.option("--resize", callback=_resize, metavar="N|HxW|none", help="Before the crop: short side, exact size, or nothing."),
+            click.option(
+                "--resize",
+                callback=_resize,
+                metavar="N|HxW|none",
+                help="Before the crop: short side, exact size, or nothing.",
+            ),
             click.option("--mean", callback=_numbers, metavar="A,B,C", help="Per channel, of values in [0, 1]."),
             click.option("--std", callback=_numbers, metavar="A,B,C", help="Per channel, of values in [0, 1]."),
             click.option("--interpolation", type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"])),
