@@ -88,7 +88,15 @@ def by_benchmark_app(path: Path, seconds: float) -> float:
     """Return the median in milliseconds that benchmark_app reports."""
     with tempfile.TemporaryDirectory() as folder:
         flags = f"-d CPU -hint none -nstreams 1 -nthreads 1 -api sync -infer_precision f32 -t {max(1, round(seconds))}"
-        command = ["benchmark_app", "-m", path, *flags.split(), "-report_type", "no_counters", "-json_stats"]
+        command = [
+            Path(sys.executable).parent / "benchmark_app",
+            "-m",
+            path,
+            *flags.split(),
+            "-report_type",
+            "no_counters",
+            "-json_stats",
+        ]
         subprocess.run([*command, "-report_folder", folder], check=True, capture_output=True)
         found = json.loads((Path(folder) / "benchmark_report.json").read_text())
     return float(found["execution_results"]["latency (ms)"])
