@@ -33,7 +33,7 @@ def main() -> None:
     load_ns = time.perf_counter_ns() - start
     facts = {"empty_bytes": 0, "empty_peak_bytes": 0, "loaded_bytes": 0, "overhead_ns": 0, "runtime": "bare loop"}
     shapes = {name: list(array.shape) for name, array in feeds.items()}
-    print(json.dumps({"load_ns": load_ns, "first_ns": load_ns, "shapes": shapes, **facts}), flush=True)
+    print(json.dumps({"load_ns": load_ns, "first_ns": load_ns, "shapes": shapes, "assumed": [], **facts}), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         if asked["do"] == "warm":
