@@ -1,13 +1,13 @@
 // Tests of the native runtime that need neither ONNX Runtime nor a model.
 
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <string>
 #include <vector>
 
 #include "args.h"
 #include "bench.h"
+#include "check.h"
 #include "error.h"
 #include "input.h"
 #include "json.h"
@@ -17,29 +17,8 @@
 
 namespace {
 
-int failures = 0;
-
-#define CHECK(condition)                                                    \
-  do {                                                                      \
-    if (!(condition)) {                                                     \
-      std::printf("%s:%d: not true: %s\n", __FILE__, __LINE__, #condition); \
-      ++failures;                                                           \
-    }                                                                       \
-  } while (false)
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
-
-// Return the message of the error that `call` throws, or "" if it throws none.
-template <typename E, typename Call>
-std::string message_of(Call call) {
-  try {
-    call();
-  } catch (const E& error) {
-    CHECK(!error.hint.empty());
-    return error.what();
-  }
-  return "";
-}
+using check::contains;
+using check::message_of;
 
 std::string usage_error(const std::vector<std::string>& words) {
   return message_of<tlc::UsageError>([&] { tlc::parse_args(words); });
@@ -199,6 +178,5 @@ int main() {
   random_input_is_repeatable_and_in_range();
   a_report_says_what_was_measured();
   peak_memory_never_falls();
-  std::printf("%s\n", failures == 0 ? "all true" : "FAILED");
-  return failures == 0 ? 0 : 1;
+  return check::finish();
 }
