@@ -18,7 +18,7 @@ class Json {
   Json() = default;
 
   // Parse text that is one value; throws Error with the place for anything else, for an object with a key twice, and
-  // for more than 100 levels.
+  // for more than 100 levels or 1,000,000 values, so that hostile text takes a bounded memory.
   static Json parse(const std::string& text);
 
   Kind kind() const { return kind_; }
@@ -51,6 +51,9 @@ std::string json_string(const std::string& text);
 
 // Return the shortest decimal that reads back as `value`; `value` must be finite.
 std::string json_number(double value);
+
+// Append the code point, which must be below 0x110000, as UTF-8.
+void append_utf8(std::string& out, uint32_t code);
 
 }  // namespace tlc
 
