@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from tlc.runtime.errors import TlcError
 
@@ -48,16 +49,18 @@ def require_free_space(path: Path, needed_bytes: int) -> None:
         )
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to `path`, replacing what was there in one step; `path` is untouched when anything fails.
+@contextmanager
+def replacing_file(path: Path, needed_bytes: int | None = None) -> Iterator[BinaryIO]:
+    """Yield a file to write; on success it takes the place of `path` in one step, on any error it is removed.
 
-    Raises TlcError when the disk is full or the place cannot be written.
+    `needed_bytes` is how much will be written, for the message where the disk is full. Raises TlcError when it is, or
+    the place cannot be written.
     """
     temporary = _temporary(path)
     try:
-        with _explained(path, len(data)):
+        with _explained(path, needed_bytes):
             with temporary.open("xb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -66,6 +69,15 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write `data` to `path`, replacing what was there in one step; `path` is untouched when anything fails.
+
+    Raises TlcError when the disk is full or the place cannot be written.
+    """
+    with replacing_file(path, len(data)) as file:
+        file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
