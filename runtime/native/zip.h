@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,31 +15,38 @@ struct ZipMember {
   std::string name;
   uint64_t offset;  // of its data in the file
   uint64_t size_bytes;
+  uint32_t crc32;
 };
 
-// APPNOTE.TXT 6.3.10, with zip64. Members are read from the disk when asked for.
+// APPNOTE.TXT 6.3.10, with zip64. Members are read from the disk when asked for; several threads may do so at once.
 class ZipFile {
  public:
-  // Read the directory. Throws Error for a file that is not a zip, is cut short, or has a member that is compressed,
-  // encrypted, twice there, outside of the file, or named so that it could leave a folder (absolute, "..", backslash).
+  // Read the directory. Throws Error for a file that is not a zip, is cut short, holds anything but members and the
+  // directory (a comment too), or has a member that is compressed, encrypted, twice there, outside of the file, over
+  // another one, described in two ways, or named so that it could leave a folder (absolute, "..", backslash).
   explicit ZipFile(const std::string& path);
   ~ZipFile();
 
   const std::vector<ZipMember>& members() const { return members_; }
 
+  // Return the member, or null for an unknown name.
+  const ZipMember* find(const std::string& name) const;
+
   // Return the member; throws Error for an unknown name.
   const ZipMember& member(const std::string& name) const;
 
-  // Return the bytes of a member; throws Error.
+  // Return the bytes of a member; throws Error where they are not what its CRC-32 says.
   std::string read(const ZipMember& member) const;
 
-  // Give the bytes of a member to `take` piece by piece; throws Error.
+  // Give the bytes of a member to `take` piece by piece; throws as read(), after the last piece.
   void stream(const ZipMember& member, const std::function<void(const char*, size_t)>& take) const;
 
  private:
-  std::string path_;
-  int file_ = -1;
+  struct Input;
+
+  std::unique_ptr<Input> input_;
   std::vector<ZipMember> members_;
+  std::map<std::string, size_t> index_;  // of members_, by name
 };
 
 }  // namespace tlc
