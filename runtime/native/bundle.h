@@ -2,6 +2,8 @@
 #ifndef TLC_NATIVE_BUNDLE_H_
 #define TLC_NATIVE_BUNDLE_H_
 
+#include <cstddef>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -23,8 +25,8 @@ struct Golden {
 
 class Bundle {
  public:
-  // Open the file and check its manifest: format, version, member names, and that every member is listed and every
-  // listed one is there with its size. Throws Error.
+  // Open the file and check its manifest: format, version, the fields below, and that its list has every member with
+  // its size, and no other, in their order. Throws Error; hashes are checked as members are read.
   explicit Bundle(const std::string& path);
 
   const std::string& path() const { return path_; }
@@ -47,10 +49,20 @@ class Bundle {
   // Read every member once, in constant memory; throws Error for the first whose SHA-256 is not the manifest's.
   void verify() const;
 
+  // Return the number of members that the manifest lists.
+  size_t file_count() const { return sha256_.size(); }
+
  private:
+  template <typename Call>
+  auto naming_path(Call call) const -> decltype(call());
+  void read_fields();
+  const std::string& listed(const Json& member) const;  // its name
+  void check_sha256(const std::string& member, const std::string& found) const;
+
   std::string path_;
   std::unique_ptr<ZipFile> zip_;
   Json manifest_;
+  std::map<std::string, std::string> sha256_;  // by member
   std::string name_;
   std::string runtime_;
   int threads_ = 1;
