@@ -5,9 +5,16 @@
 #include <optional>
 #include <string>
 
-#include "bundle.h"
+#include "tensor.h"
 
 namespace tlc {
+
+// Shapes of one input that an engine accepts, and the one that it is tuned for.
+struct ProfileShapes {
+  Shape min;
+  Shape opt;
+  Shape max;
+};
 
 // What decides whether an engine fits a machine.
 struct PlanRecord {
@@ -37,9 +44,6 @@ void check_plan(const std::string& path, const std::string& plan, const PlanReco
 
 // Return whether `first` and `second` agree in as many numbers as both have: "10.3.0" and "10.3.0.26" do.
 bool same_version(const std::string& first, const std::string& second);
-
-// Return where the engine of a bundle is looked for: beside the bundle's file, NAME.plan.
-std::string default_plan(const Bundle& bundle);
 
 }  // namespace tlc
 
