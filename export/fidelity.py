@@ -1,6 +1,6 @@
 """How far a changed ONNX file is from another one, output by output, on the same inputs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ def output_sqnr_db(
     without VNNI. Outputs are matched by position, and signal and noise are summed over all feeds. Infinite where two
     outputs are equal.
     """
-    runs = [_outputs(model) for model in (reference, *candidates)]
+    runs = [plain_run(model) for model in (reference, *candidates)]
     collected: list[list[list[NDArray[Any]]]] = [[] for _ in runs]
     for feed in feeds:
         for run, values in zip(runs, collected, strict=True):
@@ -46,7 +46,7 @@ def measured_ranges(
     probe.CopyFrom(model)
     del probe.graph.output[:]
     probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
-    run = _outputs(probe)
+    run = plain_run(probe)
     found = dict.fromkeys(names, (np.inf, -np.inf))
     for feed in feeds:
         for name, value in zip(names, run(feed), strict=True):
@@ -55,7 +55,8 @@ def measured_ranges(
     return found
 
 
-def _outputs(model: onnx.ModelProto) -> Any:
+def plain_run(model: onnx.ModelProto) -> Callable[[Feeds], list[NDArray[Any]]]:
+    """Return a function from feeds to the outputs in their order, computed node by node as the graph defines them."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1  # sums in one order: the same result everywhere

@@ -61,15 +61,14 @@ def graph_stats(path: Path, sizes: Sizes | None = None) -> GraphStats:
     `sizes` says how long open dimensions are, by name; 1 if it does not.
     """
     model = onnx.load(path)
-    specs = [tuple(_spec(value) for value in values) for values in (model.graph.input, model.graph.output)]
     cost = macs(model, zero_feeds(input_specs(model), sizes))
     ops = Counter(node.op_type for node in model.graph.node).most_common()
     return GraphStats(
         parameters=_parameters(model.graph),
         macs=cost.floating + cost.int8,
         ops=dict(sorted(ops, key=lambda entry: (-entry[1], entry[0]))),
-        inputs=specs[0],
-        outputs=specs[1],
+        inputs=tuple(_spec(value) for value in model.graph.input),
+        outputs=output_specs(model),
     )
 
 
@@ -189,6 +188,11 @@ def input_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
     """Return the inputs that a run needs."""
     constants = {tensor.name for tensor in model.graph.initializer}
     return tuple(_spec(value) for value in model.graph.input if value.name not in constants)
+
+
+def output_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
+    """Return the outputs of a run."""
+    return tuple(_spec(value) for value in model.graph.output)
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
