@@ -37,6 +37,10 @@ class Json {
  private:
   friend class JsonParser;
 
+  // Return where the value `step` of the value at `path` is; a long place keeps its end.
+  static std::string joined(const std::string& path, const std::string& step);
+  static std::string member_path(const std::string& path, const std::string& key);
+
   Kind kind_ = Kind::kNull;
   bool boolean_ = false;
   double number_ = 0;
@@ -51,9 +55,6 @@ std::string json_string(const std::string& text);
 
 // Return the shortest decimal that reads back as `value`; `value` must be finite.
 std::string json_number(double value);
-
-// Append the code point, which must be below 0x110000, as UTF-8.
-void append_utf8(std::string& out, uint32_t code);
 
 }  // namespace tlc
 

@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "error.h"
-#include "json.h"
+#include "utf8.h"
 
 namespace tlc {
 
