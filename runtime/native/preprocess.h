@@ -2,16 +2,16 @@
 #ifndef TLC_NATIVE_PREPROCESS_H_
 #define TLC_NATIVE_PREPROCESS_H_
 
-#include <optional>
+#include <cstdint>
 #include <vector>
 
 #include "image.h"
 #include "json.h"
+#include "resize.h"
 #include "tensor.h"
 
 namespace tlc {
 
-enum class Interpolation { kNearest, kBilinear, kBicubic, kLanczos };
 enum class Channels { kRgb, kBgr, kGray };
 
 struct Preprocess {
@@ -31,10 +31,11 @@ struct Preprocess {
 // Parse the manifest's record of kind "image"; throws Error.
 Preprocess parse_preprocess(const Json& record);
 
-// Return `image` resized, not cropped: bit for bit what Pillow's resize gives.
+// Return `image` resized, not cropped: bit for bit what Pillow's resize gives. Throws Error for a size out of bounds.
 Image resized(const Preprocess& preprocess, const Image& image);
 
-// Return the model input of one image, (1, C, H, W) float32. The image has channel_count() channels.
+// Return the model input of one image, (1, C, H, W) float32; throws as resized(). Gray and RGB become each other where
+// the model takes the other.
 Tensor preprocessed(const Preprocess& preprocess, const Image& image);
 
 // Return the model input of pixels as they lie in an .npz, (H, W, C) uint8, C = 1 or 3: as preprocessed().
