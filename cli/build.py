@@ -26,7 +26,8 @@ def _shapes(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
     return found
 
 
-def _shape_option(kind: str, what: str) -> Callable[[F], F]:
+def shape_option(kind: str, what: str) -> Callable[[F], F]:
+    """Return the option --KIND-shape, of which each value is a shape of one input."""
     return click.option(
         f"--{kind}-shape", f"{kind}_shapes", multiple=True, callback=_shapes, metavar="NAME:AxBxC", help=what
     )
@@ -49,9 +50,9 @@ def _shape_option(kind: str, what: str) -> Callable[[F], F]:
     "--max-drop", type=click.FloatRange(0, 100), default=1.0, show_default=True, help="Loss of top-1, points."
 )
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Size of an open first dimension.")
-@_shape_option("min", "Smallest shape of an input with open dimensions.")
-@_shape_option("opt", "Shape to tune for.")
-@_shape_option("max", "Largest shape.")
+@shape_option("min", "Smallest shape of an input with open dimensions.")
+@shape_option("opt", "Shape to tune for.")
+@shape_option("max", "Largest shape.")
 @click.option(
     "--workspace", type=click.IntRange(1), metavar="MIB", help="Scratch memory.  [default: from what is free]"
 )
@@ -82,7 +83,7 @@ def build_command(model: Path, target: str, output: Path, as_json: bool, quiet: 
     build = BuildOptions(
         precision=options["precision"],
         batch=options["batch"],
-        shapes=_profiles(options["min_shapes"], options["opt_shapes"], options["max_shapes"]),
+        shapes=profiles_of(options["min_shapes"], options["opt_shapes"], options["max_shapes"]),
         workspace_bytes=None if mib is None else mib << 20,
         builder_level=options["level"],
         timing_cache="default" if cache is None else "off" if cache == "off" else Path(cache),
@@ -108,7 +109,7 @@ def build_command(model: Path, target: str, output: Path, as_json: bool, quiet: 
         click.echo(f"warning: {warning}", err=True)
 
 
-def _profiles(
+def profiles_of(
     smallest: dict[str, list[int]], best: dict[str, list[int]], largest: dict[str, list[int]]
 ) -> "dict[str, ProfileShapes]":
     """Return the profile of each input; one shape alone is all three, two leave the best at the largest."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tlc.cli.options import model_from
-from tlc.runtime.errors import TlcError
+from tlc.runtime.errors import TlcError, UsageError
 
 if TYPE_CHECKING:
     from tlc.runtime.process import Case, Limits
@@ -34,6 +34,21 @@ def case_of(name: str, path: Path, options: Mapping[str, Any], *, threads: int |
     from tlc.compress.torch_worker import torch_case
 
     return torch_case(name, model_from(options, path), **setting)
+
+
+def quantity(option: str, parser: str, metavar: str, what: str) -> Callable[[F], F]:
+    """Return an option whose text, with its unit, a function of `tlc.runtime.limits` reads."""
+
+    def read(ctx: click.Context, param: click.Parameter, value: str | None) -> float | int | None:
+        from tlc.runtime import limits
+
+        parse: Callable[[str], float | int] = getattr(limits, parser)
+        try:
+            return None if value is None else parse(value)
+        except UsageError as error:
+            raise click.BadParameter(f"{error.message}. {error.hint}", ctx, param) from error
+
+    return click.option(option, callback=read, metavar=metavar, help=what)
 
 
 def limit_options(function: F) -> F:

@@ -6,11 +6,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlc.cli.cases import case_of, limit_options, limits_from
+from tlc.cli.cases import case_of, limit_options, limits_from, quantity
 from tlc.cli.gate_config import read_config
 from tlc.cli.history import keep
 from tlc.cli.options import data_options, model_options, recipe_from
@@ -23,37 +23,20 @@ if TYPE_CHECKING:
     from tlc.runtime.process import Case
     from tlc.runtime.stored_report import StoredBaseline
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 _PATH = click.Path(path_type=Path)
 _OUTPUTS = ("output", "junit", "summary", "comment", "code_quality")
 _POINTS = click.FloatRange(0, 100, min_open=True)
 
 
-def _quantity(option: str, parser: str, metavar: str, what: str) -> Callable[[F], F]:
-    """Return an option whose text, with its unit, a function of `tlc.runtime.limits` reads."""
-
-    def read(ctx: click.Context, param: click.Parameter, value: str | None) -> float | int | None:
-        from tlc.runtime import limits
-
-        parse: Callable[[str], float | int] = getattr(limits, parser)
-        try:
-            return None if value is None else parse(value)
-        except UsageError as error:
-            raise click.BadParameter(f"{error.message}. {error.hint}", ctx, param) from error
-
-    return click.option(option, callback=read, metavar=metavar, help=what)
-
-
 @click.command("gate", short_help="Decide whether a model may ship: pass, fail or inconclusive.")
 @click.argument("candidate", type=_PATH)
 @click.option("--baseline", type=_PATH, help="Model to measure in turns with; or a report of bench or gate, .json.")
-@_quantity("--max-slowdown", "parse_ratio", "PERCENT", "Of the median latency, against the baseline: 5%.")
-@_quantity("--p50-under", "parse_ms", "TIME", "Median latency: 8ms.")
-@_quantity("--p90-under", "parse_ms", "TIME", "90th percentile of the latency.")
-@_quantity("--p99-under", "parse_ms", "TIME", "99th percentile, which takes at least 568 runs.")
-@_quantity("--max-memory", "parse_bytes", "SIZE", "Peak memory: 200MB.")
-@_quantity("--max-size", "parse_bytes", "SIZE", "Size of the model's files: 5MB.")
+@quantity("--max-slowdown", "parse_ratio", "PERCENT", "Of the median latency, against the baseline: 5%.")
+@quantity("--p50-under", "parse_ms", "TIME", "Median latency: 8ms.")
+@quantity("--p90-under", "parse_ms", "TIME", "90th percentile of the latency.")
+@quantity("--p99-under", "parse_ms", "TIME", "99th percentile, which takes at least 568 runs.")
+@quantity("--max-memory", "parse_bytes", "SIZE", "Peak memory: 200MB.")
+@quantity("--max-size", "parse_bytes", "SIZE", "Size of the model's files: 5MB.")
 @click.option("--max-drop", type=_POINTS, help="Loss of top-1 on --data, in points.")
 @click.option("--per-class-drop", type=_POINTS, help="Loss of each class's recall on --data, in points.")
 @click.option("--config", type=_PATH, callback=read_config, is_eager=True, help="TOML file with [gate].  [tlc.toml]")

@@ -22,7 +22,7 @@ def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) 
     if path is None and not DEFAULT.is_file():
         return None
     file = path or DEFAULT
-    table = _table(file)
+    table = gate_table(file)
     if table is None:
         if path is not None:
             raise UsageError(f"{file} has no table [gate]", hint='Add it: [gate] and max_slowdown = "5%".')
@@ -50,7 +50,8 @@ def _value(option: click.Option, value: Any, file: Path) -> Any:
     return str(file.parent / value) if isinstance(option.type, click.Path) and isinstance(value, str) else value
 
 
-def _table(file: Path) -> dict[str, Any] | None:
+def gate_table(file: Path) -> dict[str, Any] | None:
+    """Return the table [gate] of a TOML file; None where it has none. Raises UsageError for a broken file."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
