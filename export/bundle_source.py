@@ -213,7 +213,8 @@ def one_file(source: Source) -> bytes | Path:
             recorded["tlc.preprocess"] = source.fed.model_dump_json()
         kept = {prop.key: prop.value for prop in model.metadata_props if not prop.key.startswith("tlc.")}
         onnx.helper.set_model_props(model, kept | recorded)
-    return model.SerializeToString(deterministic=True)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
 
 
 def without_folders(command: str) -> str:

@@ -70,15 +70,16 @@ def _fed_lines(manifest: Manifest) -> list[str]:
         return [f"Texts ({fed['task']}), cut to {fed['max_length']} tokens, by the tokenizer in the bundle.", ""]
     known = Preprocess.model_validate({key: value for key, value in fed.items() if key != "kind"})
     height, width = known.size
-    resize = {
-        type(None): "as they are",
-        int: f"resized to a short side of {known.resize} pixels",
-        tuple: f"resized to {known.resize}",
-    }[type(known.resize)]
+    if known.resize is None:
+        resize = "not resized"
+    elif isinstance(known.resize, int):
+        resize = f"resized to a short side of {known.resize} pixels ({known.interpolation})"
+    else:
+        resize = f"resized to {known.resize[0]}x{known.resize[1]} pixels ({known.interpolation})"
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (known.mean, known.std))
     return [
-        f"Images ({known.channels}), {resize} ({known.interpolation}), centre {height}x{width}, divided by 255, minus "
-        f"mean ({mean}), over ({std}).",
+        f"Images ({known.channels}), {resize}, the centre {height}x{width} cut out, divided by 255, minus "
+        f"the mean ({mean}), over the standard deviation ({std}).",
         "",
     ]
 

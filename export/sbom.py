@@ -66,7 +66,7 @@ def _model(manifest: Manifest, report: RunReport | None) -> dict[str, Any]:
     if manifest.licence is not None:
         component["licenses"] = [{"expression": manifest.licence}]
     if manifest.lineage.original_sha256 is not None:
-        original = {
+        original: dict[str, Any] = {
             "type": "machine-learning-model",
             "name": f"{manifest.name} before compression",
             "hashes": _hashes(manifest.lineage.original_sha256),
@@ -89,9 +89,10 @@ def _card(manifest: Manifest, report: RunReport | None) -> dict[str, Any]:
     if report is not None:
         parameters["approach"] = {"type": "supervised"}
         parameters["modelArchitecture"] = str(report.model["arch"])
-        data = {"type": "dataset", "name": "training and evaluation data"}
-        content = [{"name": "sha256", "value": str(report.data["sha256"])}]
-        parameters["datasets"] = [{**data, "contents": {"properties": content}}]
+        digest = [{"name": "sha256", "value": str(report.data["sha256"])}]
+        parameters["datasets"] = [
+            {"type": "dataset", "name": "training and evaluation data", "contents": {"properties": digest}}
+        ]
     card: dict[str, Any] = {"modelParameters": parameters}
     if report is not None:
         card["quantitativeAnalysis"] = {"performanceMetrics": _metrics(report.row(report.chosen))}
