@@ -15,6 +15,7 @@ from tlc.cli.doctor import doctor_command
 from tlc.cli.gate import gate_command
 from tlc.cli.history import history_command
 from tlc.cli.inspect import inspect_command
+from tlc.cli.pack import pack_command, verify_command
 from tlc.cli.steps import distill_command, eval_command, export_command, prune_command, quantize_command
 from tlc.cli.targets import targets_command
 from tlc.runtime.errors import TlcError
@@ -71,6 +72,8 @@ for command in (
     gate_command,
     history_command,
     check_command,
+    pack_command,
+    verify_command,
     init_command,
     targets_command,
     doctor_command,
