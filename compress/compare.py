@@ -34,10 +34,11 @@ from tlc.compress.runner import Runner
 from tlc.compress.torch_worker import torch_case
 from tlc.compress.work import Answers, AnyWork
 from tlc.runtime.artifact import sha256_json
-from tlc.runtime.bench import Timing, bench_report, model_files, model_sha256
+from tlc.runtime.bench import Timing, bench_report
 from tlc.runtime.bench_report import BenchReport
 from tlc.runtime.compare_report import ChangedSample, CompareReport, DataComparison, PairedChange
 from tlc.runtime.errors import TlcError, UsageError
+from tlc.runtime.model_files import model_files, model_sha256
 from tlc.runtime.process import Case, Limits
 from tlc.runtime.target import load_target
 from tlc.runtime.worker import write_feeds

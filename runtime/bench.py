@@ -1,17 +1,14 @@
 """Models in one or several settings, measured and summed up: what `tlc bench` does. `tlc.runtime.launch` runs them."""
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tlc.runtime.artifact import sha256_file, sha256_json
 from tlc.runtime.bench_report import (
     NS_PER_MS,
     BenchReport,
@@ -26,6 +23,7 @@ from tlc.runtime.bench_report import (
 from tlc.runtime.environment import environment, machine_identity
 from tlc.runtime.health import cpu_s, machine_warnings, model_warnings, snapshot
 from tlc.runtime.launch import OnProgress, launch
+from tlc.runtime.model_files import model_files, model_sha256
 from tlc.runtime.power import Meter, open_meters
 from tlc.runtime.process import Case, Failure, Limits, Worker
 from tlc.runtime.sessions import ENGINES
@@ -191,25 +189,6 @@ def latency_of(launches: Sequence[Launch], compared: Sequence[Launch] | None, *,
         throughput_per_s=launches[0].setting.batch * len(samples_ms) / wall_s,
         ratio=None if compared is None else ratio_interval(compared, launches, seed=seed),
     )
-
-
-def model_files(path: Path) -> list[Path]:
-    """Return the files that a model is made of: itself and the data files that an ONNX file names, or a folder's."""
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file())
-    if path.suffix.lower() != ".onnx" or not path.is_file():
-        return [path] if path.is_file() else []
-    # An entry {key: "location", value: name} of onnx.proto's TensorProto.external_data, as protobuf encodes it.
-    found = re.findall(rb"\n\x08location\x12(.)(.{1,127})", path.read_bytes(), re.DOTALL)
-    names = {name[: length[0]].decode(errors="replace") for length, name in found}
-    beside = [path.parent / name for name in sorted(names)]
-    return [path, *(file for file in beside if file.is_file())]
-
-
-def model_sha256(path: Path) -> str:
-    """Return the SHA-256 of a model's file; of several files, that of the list of theirs; "" where there is none."""
-    digests = [sha256_file(file) for file in model_files(path)]
-    return digests[0] if len(digests) == 1 else sha256_json(digests) if digests else ""
 
 
 def _energy(meter: Meter, worker: Worker, idle_watts: float) -> Energy:

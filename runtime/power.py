@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ _TOTALS = (
 # 2257/30536MB" is none.
 _RAIL = re.compile(r"(\S+) (\d+)(?:mW)?/\d+(?:mW)?(?:/\d+(?:mW)?)?(?=\s|$)")
 _INTERVAL_S = 0.05
+TEGRASTATS_OPTIONS = ("--interval", str(int(_INTERVAL_S * 1000)))
 _FIRST_LINE_S = 5.0
 
 
@@ -51,19 +52,20 @@ class Meter(ABC):
 class RaplMeter(Meter):
     """One domain of the CPU's own counter. It wraps around, after about an hour at full load: read it before that.
 
+    `read` returns the number that the counter's file holds.
     https://docs.kernel.org/power/powercap/powercap.html. Raises OSError or ValueError where it cannot be read.
     """
 
-    def __init__(self, zone: Path) -> None:
+    def __init__(self, zone: Path, read: Callable[[Path], int | None] = integer) -> None:
         self.name = f"rapl {text(zone / 'name') or zone.name}"
-        self._counter = zone / "energy_uj"
+        self._counter, self._read = zone / "energy_uj", read
         self._range_uj = int((zone / "max_energy_range_uj").read_text(encoding="ascii"))
         self._last_uj = int(self._counter.read_text(encoding="ascii"))
         self._total_uj = 0
 
     def joules(self) -> float:
         """Return the energy since this meter was made."""
-        now_uj = integer(self._counter)
+        now_uj = self._read(self._counter)
         if now_uj is None:
             raise _silent(self.name)
         self._total_uj += now_uj - self._last_uj + (self._range_uj if now_uj < self._last_uj else 0)
@@ -142,40 +144,41 @@ class SampledMeter(Meter):
             return True
 
 
-class TegrastatsMeter(SampledMeter):
-    """What NVIDIA's `tegrastats` prints of the module's input. Raises TlcError when it prints no rail that is known."""
+class StreamMeter(SampledMeter):
+    """A program that prints power in lines; `read` returns what a line names and its watts, None for any other line.
 
-    def __init__(self, command: str) -> None:
-        arguments = [command, "--interval", str(int(_INTERVAL_S * 1000))]
+    `kind` is what its name begins with. Raises TlcError when no such line comes within five seconds.
+    """
+
+    def __init__(self, kind: str, argv: Sequence[str], read: Callable[[str], tuple[str, float] | None]) -> None:
         self._process = subprocess.Popen(  # noqa: S603
-            arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         self._now: float | None = None
-        self._rails: tuple[str, ...] = ()
+        self._named, self._parse = "", read
         self._begun = threading.Event()
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader = threading.Thread(target=self._read_lines, daemon=True)
         self._reader.start()
         self._begun.wait(_FIRST_LINE_S)
         if self._now is None:
             self._end()
             raise TlcError(
-                f"tegrastats printed no power of a module within {_FIRST_LINE_S:g} s",
+                f"{kind} printed no power of a module within {_FIRST_LINE_S:g} s",
                 hint="Run it by hand: on this board it may need root, or have rails of other names.",
             )
-        super().__init__(f"tegrastats {'+'.join(self._rails)}", lambda: self._now)
+        super().__init__(f"{kind} {self._named}", lambda: self._now)
 
     def close(self) -> None:
-        """Stop the thread and end tegrastats."""
+        """Stop the thread and end the program."""
         super().close()
         self._end()
 
-    def _read(self) -> None:
+    def _read_lines(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            rails = tegrastats_milliwatts(line)
-            total = total_rails(rails)
-            if total:
-                self._rails, self._now = total, sum(rails[name] for name in total) / 1000
+            found = self._parse(line)
+            if found is not None:
+                self._named, self._now = found
             self._begun.set()
         self._now = None
         self._begun.set()
@@ -187,6 +190,16 @@ class TegrastatsMeter(SampledMeter):
         self._reader.join()
         if self._process.stdout is not None:
             self._process.stdout.close()
+
+
+class TegrastatsMeter(StreamMeter):
+    """What NVIDIA's `tegrastats` prints of the module's input. Raises TlcError when it prints no rail that is known.
+
+    `argv` is how it is started, `TEGRASTATS_OPTIONS` included.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        super().__init__("tegrastats", argv, _module_watts)
 
 
 def open_meters(root: Path = Path("/")) -> tuple[list[Meter], list[str]]:
@@ -253,7 +266,7 @@ def _gpus() -> tuple[list[Meter], str]:
 
 
 def _module(root: Path) -> tuple[list[Meter], str]:
-    rails = _sensors(root)
+    rails = sensor_files(root)
     total = total_rails(rails)
     if total:
         sensors = [rails[name] for name in total]
@@ -261,7 +274,7 @@ def _module(root: Path) -> tuple[list[Meter], str]:
     command = shutil.which("tegrastats")
     if command is not None:
         try:
-            return [TegrastatsMeter(command)], ""
+            return [TegrastatsMeter([command, *TEGRASTATS_OPTIONS])], ""
         except (TlcError, OSError) as error:
             return [], f"tegrastats: {error}"
     if rails:
@@ -269,43 +282,48 @@ def _module(root: Path) -> tuple[list[Meter], str]:
     return [], "INA3221: there is no such sensor, and no tegrastats; both belong to Jetson modules"
 
 
-def _sensors(root: Path) -> dict[str, Callable[[], float | None]]:
-    """Return by rail how to read its power in watts, from hwmon (JetPack 5 and later) or iio (JetPack 4)."""
+def sensor_files(root: Path) -> dict[str, tuple[Path, ...]]:
+    """Return by rail the files that hold its power, from hwmon (JetPack 5 and later) or iio (JetPack 4).
+
+    One file holds milliwatts, two hold millivolts and milliamperes: `watts_of` puts them together.
+    """
     devices = root / "sys/bus/i2c/devices"
-    found: dict[str, Callable[[], float | None]] = {}
+    found: dict[str, tuple[Path, ...]] = {}
     for label in sorted(devices.glob("*/hwmon/hwmon*/in[0-9]*_label")):
         channel, name = label.name.removeprefix("in").removesuffix("_label"), text(label)
         files = (label.with_name(f"in{channel}_input"), label.with_name(f"curr{channel}_input"))
         # Channel 7 is the sum of the shunt voltages, and has no current.
         if name and name != "NC" and all(integer(file) is not None for file in files):
-            found[name] = _product(*files)
+            found[name] = files
     for label in sorted(devices.glob("*/iio:device*/rail_name_*")):
         name, power = text(label), label.with_name(f"in_power{label.name.removeprefix('rail_name_')}_input")
         if name and name != "NC" and integer(power) is not None:
-            found[name] = _scaled(power)
+            found[name] = (power,)
     return found
 
 
-def _product(millivolts: Path, milliamperes: Path) -> Callable[[], float | None]:
-    def watts() -> float | None:
-        volts, amperes = integer(millivolts), integer(milliamperes)
-        return None if volts is None or amperes is None else volts * amperes / 1e6
+def watts_of(values: Sequence[int | None]) -> float | None:
+    """Return the power that the files of one rail say; None where one of them says none.
 
-    return watts
-
-
-def _scaled(milliwatts: Path) -> Callable[[], float | None]:
-    def watts() -> float | None:
-        value = integer(milliwatts)
-        return None if value is None else value / 1000
-
-    return watts
+    >>> watts_of([5000]), watts_of([5000, 200]), watts_of([5000, None])
+    (5.0, 1.0, None)
+    """
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return known[0] / 1000 if len(known) == 1 else known[0] * known[1] / 1e6
 
 
-def _watts(sensors: Collection[Callable[[], float | None]]) -> float | None:
-    values = [sensor() for sensor in sensors]
+def _watts(sensors: Collection[Sequence[Path]]) -> float | None:
+    values = [watts_of([integer(file) for file in files]) for files in sensors]
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None
+
+
+def _module_watts(line: str) -> tuple[str, float] | None:
+    rails = tegrastats_milliwatts(line)
+    total = total_rails(rails)
+    return ("+".join(total), sum(rails[name] for name in total) / 1000) if total else None
 
 
 def _silent(name: str) -> TlcError:

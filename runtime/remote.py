@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
+from typing import TypeVar
 
 from tlc.runtime.errors import TlcError, UsageError
 from tlc.runtime.remote_problems import connection_problem
@@ -32,6 +33,7 @@ _CHUNK_BYTES = 1 << 20
 _SSH_FAILED = 255  # ssh(1): its own exit status when an error occurred
 
 OnBytes = Callable[[int, int], None]
+R = TypeVar("R", bound="Remote")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +175,7 @@ class Remote:
             self._said.close()
             self._folder.cleanup()
 
-    def __enter__(self) -> "Remote":
+    def __enter__(self: R) -> R:
         return self
 
     def __exit__(
