@@ -41,8 +41,9 @@ struct OpenOptions {
 };
 
 // Load the runtime's library without a model, so that what a model takes can be told from what the runtime takes.
-// Throws Error where this program or this machine lacks the runtime.
-void load_runtime(const OpenOptions& options);
+// Returns its name and version, such as "onnxruntime 1.31.1". Throws Error where this program or this machine lacks the
+// runtime.
+std::string load_runtime(const OpenOptions& options);
 
 // Load a model from a file of its own. Throws Error.
 std::unique_ptr<Model> open_model(const std::string& path, const OpenOptions& options);

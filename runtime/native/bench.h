@@ -1,4 +1,4 @@
-// Measure one model.
+// What `tlc-run bench` measures: one model, one process, one launch.
 #ifndef TLC_NATIVE_BENCH_H_
 #define TLC_NATIVE_BENCH_H_
 
@@ -8,26 +8,33 @@
 #include <vector>
 
 #include "args.h"
-#include "stats.h"
+#include "environment.h"
+#include "health.h"
+#include "power.h"
+#include "runner.h"
 
 namespace tlc {
 
-struct BenchInput {
-  std::string name;
-  std::string dtype;
-  Shape shape;
-};
-
 struct BenchResult {
-  std::string model;
-  int64_t size_bytes;
-  std::string runtime_version;
-  int threads;
+  std::string name;
+  std::string path;
+  std::string sha256;
+  int64_t size_bytes;  // of the model's file; in a bundle, of the member to deploy
   uint64_t seed;
-  std::vector<BenchInput> inputs;
-  int warmup_runs;                           // that were really made
-  std::optional<int64_t> peak_memory_bytes;  // over that of the process with the library loaded and no model
-  SamplesNs samples_ns;
+  int threads;
+  int streams;
+  Opened opened;
+  Warmed warmed;
+  std::vector<Block> blocks;
+  std::optional<Energy> energy;
+  std::vector<std::string> energy_problems;  // why there is no counter
+  JsonObject environment;
+  std::vector<Warning> warnings;
+
+  int block_runs() const { return warmed.block * streams; }
+  int batch() const;
+  SamplesNs samples_ns() const;         // of all blocks, in the order of measuring
+  double growth_bytes_per_run() const;  // of resident memory
 };
 
 // Load the model, warm up, and run it; throws Error.

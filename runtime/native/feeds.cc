@@ -7,6 +7,8 @@ namespace tlc {
 namespace {
 
 bool fits(const Shape& declared, const Shape& fed) {
+  // ONNX Runtime shows a tensor of unknown rank like a scalar, and checks scalars itself.
+  if (declared.empty()) return true;
   if (declared.size() != fed.size()) return false;
   for (size_t i = 0; i < declared.size(); ++i) {
     if (declared[i] >= 0 && declared[i] != fed[i]) return false;

@@ -1,4 +1,4 @@
-// Inputs that a model can be run on without data.
+// Inputs to measure a model with.
 #ifndef TLC_NATIVE_INPUT_H_
 #define TLC_NATIVE_INPUT_H_
 
@@ -7,34 +7,33 @@
 #include <string>
 #include <vector>
 
-#include "args.h"
-#include "ort_api.h"
+#include "tensor.h"
 
 namespace tlc {
 
-// One input as the file declares it; a dynamic dimension is negative.
-struct InputSpec {
-  std::string name;
-  OrtElementType type;
-  Shape shape;
+using Feeds = std::vector<Tensor>;  // in the order of the model's inputs
+
+// How long the open dimensions of a model's inputs are.
+struct InputSizes {
+  int batch = 1;                         // an open first dimension, unless `sizes` names it
+  std::map<std::string, int64_t> sizes;  // other open dimensions, by name; 1 for those that are not named
+  std::map<std::string, Shape> shapes;   // whole shapes, by input
 };
 
-// The values of one input, as bytes in the machine's order.
-struct Buffer {
-  Shape shape;
-  std::vector<unsigned char> bytes;
-};
+// Return feeds where there are no real ones: normal noise, zeros as tokens, and masks of ones; the same for the same
+// seed on every machine. As sample_feeds() of runtime/session.py, but for the values of the noise.
+// Throws Error for a name or shape that no input has, and for another batch than the file was exported for.
+Feeds sample_feeds(const std::vector<TensorSpec>& inputs, const InputSizes& sizes, uint64_t seed);
 
-// Return numpy's name of the type ("float32"); throws Error for a type that cannot be made up.
-std::string dtype_name(const InputSpec& input);
+// Return the open dimensions, the batch aside, that sample_feeds() takes to be 1 because nothing says otherwise.
+std::vector<std::string> assumed_sizes(const std::vector<TensorSpec>& inputs, const InputSizes& sizes);
 
-// Return each input's shape with 1 for a dynamic batch; `wanted` fills in the others by input name.
-// Throws Error for a shape that does not fit the declared one, an unknown name, or a dimension nobody gave.
-std::vector<Shape> resolve_shapes(const std::vector<InputSpec>& inputs, const std::map<std::string, Shape>& wanted);
+// Return what an .npz holds: "0/NAME", "1/NAME" and so on, or names without a number, which are one sample. Arrays that
+// are no input are left out. Throws Error for another file, and where an input is missing.
+std::vector<Feeds> read_feeds(const std::string& path, const std::vector<TensorSpec>& inputs);
 
-// Return pseudo-random values, the same for the same seed on every machine: floats in [-1, 1), all of uint8 and int8,
-// 0 or 1 for the other integers and bool, which are valid as indices and masks.
-Buffer random_input(const InputSpec& input, const Shape& shape, uint64_t seed);
+// Return "x float32 [?, 3, 224, 224], mask int64 [?, T]".
+std::string listed(const std::vector<TensorSpec>& specs);
 
 }  // namespace tlc
 

@@ -1,41 +1,119 @@
 #include "report.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
-
-#include "json.h"
+#include <numeric>
 
 namespace tlc {
 
 namespace {
 
 constexpr double kNsPerMs = 1e6;
-constexpr double kBytesPerMib = 1024.0 * 1024.0;
+constexpr double kBytesPerMb = 1e6;
 
-// Return `separator`-joined values in brackets.
-template <typename Values, typename Format>
-std::string list(const Values& values, Format format) {
-  std::string out;
-  for (const auto& value : values) out += (out.empty() ? "" : ", ") + format(value);
-  return "[" + out + "]";
+double ms(int64_t ns) { return static_cast<double>(ns) / kNsPerMs; }
+
+std::optional<double> ms(const std::optional<int64_t>& ns) {
+  return ns ? std::optional<double>(ms(*ns)) : std::nullopt;
 }
 
-std::string shape_text(const Shape& shape) {
-  return list(shape, [](int64_t dim) { return std::to_string(dim); });
+int64_t sum_of(const std::vector<Block>& blocks, int64_t Block::* field) {
+  return std::accumulate(blocks.begin(), blocks.end(), int64_t{0},
+                         [&](int64_t sum, const Block& block) { return sum + block.*field; });
 }
 
-std::string input_json(const BenchInput& input) {
-  return "{\"name\": " + json_string(input.name) + ", \"dtype\": " + json_string(input.dtype) +
-         ", \"shape\": " + shape_text(input.shape) + "}";
+double mean_ns(const SamplesNs& samples) {
+  return static_cast<double>(std::accumulate(samples.begin(), samples.end(), int64_t{0})) /
+         static_cast<double>(samples.size());
 }
 
-std::string latency_json(const SamplesNs& samples) {
-  const Summary summary = summarise(samples);
-  const auto ms = [](int64_t ns) { return json_number(static_cast<double>(ns) / kNsPerMs); };
-  return "{\"p50_ms\": " + json_number(summary.p50_ms) + ", \"p90_ms\": " + json_number(summary.p90_ms) +
-         ", \"p99_ms\": " + json_number(summary.p99_ms) + ", \"mean_ms\": " + json_number(summary.mean_ms) +
-         ", \"min_ms\": " + json_number(summary.min_ms) +
-         ", \"throughput_per_s\": " + json_number(summary.throughput_per_s) + ", \"samples_ms\": " + list(samples, ms) +
-         "}";
+double throughput_per_s(const BenchResult& result, size_t samples) {
+  return result.batch() * static_cast<double>(samples) * 1e9 /
+         static_cast<double>(sum_of(result.blocks, &Block::wall_ns));
+}
+
+JsonObject setting_json(const BenchResult& result) {
+  JsonObject shapes;
+  for (const auto& shape : result.opened.shapes) shapes.add(shape.first, shape.second);
+  JsonObject setting;
+  setting.add("batch", result.batch())
+      .add("threads", result.threads)
+      .add("streams", result.streams)
+      .add("shapes", shapes)
+      .add("assumed", result.opened.assumed);
+  return setting;
+}
+
+JsonObject memory_json(const BenchResult& result) {
+  int64_t resident = 0;
+  for (const Block& block : result.blocks) resident = std::max(resident, block.resident_bytes);
+  JsonObject memory;
+  memory.add("loaded_bytes", result.opened.loaded_bytes - result.opened.empty_bytes)
+      .add("run_bytes", std::max<int64_t>(0, resident - result.opened.loaded_bytes))
+      .add("peak_bytes", result.blocks.back().peak_bytes - result.opened.empty_bytes)
+      .add("growth_bytes_per_run", result.growth_bytes_per_run())
+      .add("device_bytes", std::nullopt);
+  return memory;
+}
+
+JsonObject launch_json(const BenchResult& result) {
+  const int64_t wall_ns = sum_of(result.blocks, &Block::wall_ns);
+  JsonObject launch;
+  launch.add("runtime", result.opened.runtime)
+      .add("setting", setting_json(result))
+      .add("load_ms", ms(result.opened.load_ns))
+      .add("first_ms", ms(result.opened.first_ns))
+      .add("warmup_runs", result.warmed.runs)
+      .add("warmup_stable", result.warmed.stable)
+      .add("block", result.block_runs())
+      .add("samples_ns", result.samples_ns())
+      .add("wall_ns", wall_ns)
+      .add("cpu_ratio", static_cast<double>(sum_of(result.blocks, &Block::cpu_ns)) / static_cast<double>(wall_ns))
+      .add("overhead_ns", result.opened.overhead_ns)
+      .add("memory", memory_json(result));
+  return launch;
+}
+
+JsonObject latency_json(const BenchResult& result) {
+  const SamplesNs samples = result.samples_ns();
+  SamplesNs ordered = samples;
+  std::sort(ordered.begin(), ordered.end());
+  std::vector<JsonObject> quantiles;
+  for (const int percentile : {50, 90, 95, 99, 100}) {
+    const QuantileNs found = quantile_ns(ordered, percentile);
+    JsonObject quantile;
+    quantile.add("percentile", percentile)
+        .add("ms", ms(found.ns))
+        .add("low_ms", ms(found.low_ns))
+        .add("high_ms", ms(found.high_ns));
+    quantiles.push_back(quantile);
+  }
+  const double mean = mean_ns(samples);
+  double squares = 0;
+  for (const int64_t sample : samples) squares += std::pow(static_cast<double>(sample) - mean, 2);
+  JsonObject ratio;  // to itself, since it is the only model
+  ratio.add("estimate", 1.0).add("low", 1.0).add("high", 1.0);
+  JsonObject latency;
+  latency.add("samples", static_cast<int64_t>(samples.size()))
+      .add("quantiles", quantiles)
+      .add("mean_ms", mean / kNsPerMs)
+      .add("min_ms", ms(ordered.front()))
+      .add("spread_ratio", std::sqrt(squares / static_cast<double>(samples.size())) / mean)
+      .add("throughput_per_s", throughput_per_s(result, samples.size()))
+      .add("ratio", ratio);
+  return latency;
+}
+
+std::string energy_json(const std::optional<Energy>& energy) {
+  if (!energy) return "null";
+  JsonObject object;
+  object.add("counter", energy->counter)
+      .add("joules_per_run", energy->joules_per_run)
+      .add("watts", energy->watts)
+      .add("idle_watts", energy->idle_watts)
+      .add("seconds", energy->seconds);
+  return object.text();
 }
 
 std::string fixed(double value, int digits) {
@@ -44,38 +122,82 @@ std::string fixed(double value, int digits) {
   return buffer;
 }
 
-std::string mib(int64_t bytes) { return fixed(static_cast<double>(bytes) / kBytesPerMib, 2) + " MiB"; }
+std::string mb(int64_t bytes) { return fixed(static_cast<double>(bytes) / kBytesPerMb, 2) + " MB"; }
+
+// "1.234 [1.2, 1.3] ms", with the bounds that the samples reach.
+std::string quantile_text(const QuantileNs& quantile) {
+  const auto bound = [](const std::optional<int64_t>& ns) { return ns ? fixed(ms(*ns), 3) : std::string("?"); };
+  return fixed(ms(quantile.ns), 3) + " [" + bound(quantile.low_ns) + ", " + bound(quantile.high_ns) + "]";
+}
 
 }  // namespace
 
-std::string json_report(const BenchResult& result) {
-  const auto peak = result.peak_memory_bytes ? std::to_string(*result.peak_memory_bytes) : "null";
-  return "{\n  \"schema_version\": 1,\n  \"tool\": " + json_string("tlc-run " TLC_VERSION) +
-         ",\n  \"model\": " + json_string(result.model) + ",\n  \"size_bytes\": " + std::to_string(result.size_bytes) +
-         ",\n  \"runtime\": \"onnxruntime\",\n  \"runtime_version\": " + json_string(result.runtime_version) +
-         ",\n  \"threads\": " + std::to_string(result.threads) +
-         ",\n  \"input\": \"random\",\n  \"seed\": " + std::to_string(result.seed) +
-         ",\n  \"inputs\": " + list(result.inputs, input_json) +
-         ",\n  \"warmup_runs\": " + std::to_string(result.warmup_runs) +
-         ",\n  \"runs\": " + std::to_string(result.samples_ns.size()) + ",\n  \"peak_memory_bytes\": " + peak +
-         ",\n  \"latency\": " + latency_json(result.samples_ns) + "\n}\n";
+std::string json_report(const BenchResult& result, const std::string& command) {
+  JsonObject model;
+  model.add("name", result.name)
+      .add("path", result.path)
+      .add("sha256", result.sha256)
+      .add("size_bytes", result.size_bytes)
+      .add("weights_bytes", std::nullopt)
+      .add("runtime", result.opened.runtime)
+      .add("setting", setting_json(result))
+      .add("status", "ok")
+      .add("problem", "")
+      .add("launches", std::vector<JsonObject>{launch_json(result)})
+      .add("latency", latency_json(result))
+      .add_json("energy", energy_json(result.energy))
+      .add("layers", std::nullopt)
+      .add("roofline", std::nullopt);
+  std::vector<JsonObject> warnings;
+  for (const Warning& warning : result.warnings) {
+    JsonObject object;
+    object.add("code", warning.code)
+        .add_json("model", warning.model.empty() ? "null" : json_string(warning.model))
+        .add("message", warning.message);
+    warnings.push_back(object);
+  }
+  JsonObject environment = result.environment;
+  environment.add("energy_not_measured", result.energy_problems);
+  JsonObject report;
+  report.add("schema_version", 1)
+      .add("kind", "bench")
+      .add("tlc_version", TLC_VERSION)
+      .add("command", command)
+      .add("seed", result.seed)
+      .add("environment", environment)
+      .add("machine", machine_identity(result.environment))
+      .add("models", std::vector<JsonObject>{model})
+      .add("warnings", warnings);
+  return report.text();
 }
 
 std::string text_report(const BenchResult& result) {
-  const Summary summary = summarise(result.samples_ns);
+  SamplesNs ordered = result.samples_ns();
+  std::sort(ordered.begin(), ordered.end());
   std::string inputs;
-  for (const BenchInput& input : result.inputs) {
-    inputs += (inputs.empty() ? "" : ", ") + input.name + " " + input.dtype + " " + shape_text(input.shape);
+  for (const auto& shape : result.opened.shapes) {
+    inputs += (inputs.empty() ? "" : ", ") + shape.first + " " + shape_text(shape.second);
   }
-  return "model       " + result.model + " (" + mib(result.size_bytes) + ")\nruntime     ONNX Runtime " +
-         result.runtime_version + ", CPU, threads: " + std::to_string(result.threads) + "\ninput       " + inputs +
-         ", random (seed " + std::to_string(result.seed) + ")\nruns        " +
-         std::to_string(result.samples_ns.size()) + " after " + std::to_string(result.warmup_runs) +
-         " to warm up\n\nlatency     p50 " + fixed(summary.p50_ms, 3) + " ms   p90 " + fixed(summary.p90_ms, 3) +
-         " ms   p99 " + fixed(summary.p99_ms, 3) + " ms   min " + fixed(summary.min_ms, 3) + " ms   mean " +
-         fixed(summary.mean_ms, 3) + " ms\nthroughput  " + fixed(summary.throughput_per_s, 1) +
-         " inferences a second\npeak memory " +
-         (result.peak_memory_bytes ? mib(*result.peak_memory_bytes) : "not known on this system") + "\n";
+  std::string text = "model       " + result.path + " (" + mb(result.size_bytes) + ")\nruntime     " +
+                     result.opened.runtime + ", threads: " + std::to_string(result.threads) +
+                     ", streams: " + std::to_string(result.streams) + "\ninputs      " + inputs + "\nruns        " +
+                     std::to_string(ordered.size()) + " after " + std::to_string(result.warmed.runs) +
+                     " to warm up; loading took " + fixed(ms(result.opened.load_ns), 1) + " ms, the first run " +
+                     fixed(ms(result.opened.first_ns), 3) + " ms\n\nlatency     ms, with 99 % bounds\n";
+  for (const int percentile : {50, 90, 95, 99}) {
+    text += "  p" + std::to_string(percentile) + "       " + quantile_text(quantile_ns(ordered, percentile)) + "\n";
+  }
+  text += "  mean      " + fixed(mean_ns(ordered) / kNsPerMs, 3) + ", from " + fixed(ms(ordered.front()), 3) + " to " +
+          fixed(ms(ordered.back()), 3) + "\nthroughput  " + fixed(throughput_per_s(result, ordered.size()), 1) +
+          " a second\nmemory      " + mb(result.opened.loaded_bytes - result.opened.empty_bytes) + " loaded, " +
+          mb(result.blocks.back().peak_bytes - result.opened.empty_bytes) + " at its peak\n";
+  if (result.energy) {
+    text += "energy      " + fixed(result.energy->joules_per_run * 1000, 3) + " mJ a run, " +
+            fixed(result.energy->watts, 2) + " W (idle " + fixed(result.energy->idle_watts, 2) + " W), " +
+            result.energy->counter + "\n";
+  }
+  for (const Warning& warning : result.warnings) text += "\nwarning: " + warning.message;
+  return result.warnings.empty() ? text : text + "\n";
 }
 
 }  // namespace tlc

@@ -5,12 +5,12 @@
 #include <string>
 
 #include "bench.h"
+#include "json_object.h"
 
 namespace tlc {
 
-// Return one JSON object. `latency` has the fields of LatencyRecord in runtime/report.py, except for the speedup,
-// which needs a second model; `size_bytes` and `peak_memory_bytes` are those of Measurement.
-std::string json_report(const BenchResult& result);
+// Return BenchReport of runtime/bench_report.py with one model and one launch, as one line of JSON.
+std::string json_report(const BenchResult& result, const std::string& command);
 
 // Return a few lines of text.
 std::string text_report(const BenchResult& result);

@@ -32,6 +32,7 @@ struct TensorSpec {
   std::string name;
   DType dtype;
   Shape shape;
+  std::vector<std::string> dims = {};  // by dimension: name of an open one, "?" for none, "" where it is closed
 };
 
 // Values in C order and in the machine's byte order.
