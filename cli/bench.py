@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlc.cli.cases import case_of, limit_options, limits_from
+from tlc.cli.cases import case_of, limit_options, limits_from, with_target_of
 from tlc.cli.options import model_options
 from tlc.cli.progress import progress
 from tlc.runtime.errors import TlcError, UsageError
@@ -69,9 +69,9 @@ def _counts(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
 def bench_command(models: tuple[Path, ...], as_json: bool, quiet: bool, **options: Any) -> None:
     """Measure MODELS, each in a process of its own, in blocks of runs that take turns in random order.
 
-    ONNX files and engines run in the target's runtime, everything else in PyTorch. Several values of --threads,
-    --batch, --streams or --size are measured one after the other. A model that crashes, hangs or outgrows its memory
-    is reported, and the others are measured; exit status 1 then.
+    ONNX files, those of bundles too, and engines run in the target's runtime, everything else in PyTorch. Several
+    values of --threads, --batch, --streams or --size are measured one after the other. A model that crashes, hangs or
+    outgrows its memory is reported, and the others are measured; exit status 1 then.
 
     \b
     Examples:
@@ -87,6 +87,7 @@ def bench_command(models: tuple[Path, ...], as_json: bool, quiet: bool, **option
     samples = options["samples"]
     if samples is not None and samples.suffix not in _SAMPLES:
         raise UsageError(f"--samples {samples} is neither .json nor .parquet", hint="Name it samples.json.")
+    options = with_target_of(models, options)
     timing = Timing(parse_ms(options["duration"]) / 1000, options["rounds"], options["launches"], options["seed"])
     groups = [_cases(models, setting, options) for setting in _settings(options)]
     with progress(quiet=quiet) as emit:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tlc.cli.cases import limit_options, limits_from
+from tlc.cli.cases import limit_options, limits_from, with_target_of
 from tlc.cli.options import data_options, model_options, recipe_from, recipe_options
 from tlc.cli.progress import progress
 from tlc.runtime.errors import UsageError
@@ -64,6 +64,7 @@ def compare_command(
     for path in (html, md):
         if path is not None and not path.parent.is_dir():
             raise UsageError(f"There is no folder {path.parent} for {path.name}", hint="Make it, or name another.")
+    options = with_target_of((a, b), options)
     recipe_a, recipe_b = (recipe_from({**options, "data": data[0]}, model) for model in (a, b))
     timing = Timing(seconds, options["rounds"], options["launches"], recipe_a.seed)
     limits = limits_from(options)

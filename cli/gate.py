@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlc.cli.cases import case_of, limit_options, limits_from, quantity
+from tlc.cli.cases import case_of, limit_options, limits_from, quantity, with_target_of
 from tlc.cli.gate_config import read_config
 from tlc.cli.history import keep
 from tlc.cli.options import data_options, model_options, recipe_from
@@ -80,6 +80,7 @@ def gate_command(candidate: Path, as_json: bool, quiet: bool, **options: Any) ->
     from tlc.runtime.gate_report import EXIT_CODES
 
     start = time.monotonic()
+    options = with_target_of((candidate, options["baseline"]), options)
     limits = _limits(options)
     _require_places(options)
     baseline = _baseline(options["baseline"], candidate, options)

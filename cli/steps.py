@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
+from tlc.cli.cases import with_target_of
 from tlc.cli.options import data_options, model_from, model_options, recipe_from, recipe_options
 from tlc.cli.progress import progress
 
@@ -117,7 +118,7 @@ def quantize_command(model: Path, output: Path, quiet: bool, **options: Any) -> 
 @recipe_options
 @click.option("--json", "as_json", is_flag=True, help="Print every score as JSON.")
 def eval_command(models: tuple[Path, ...], as_json: bool, **options: Any) -> None:
-    """Score MODELS on the evaluation samples; later ones are also compared with the first.
+    """Score MODELS, bundles among them, on the evaluation samples; later ones are also compared with the first.
 
     \b
     Example: tlc eval model.onnx int8.onnx --data photos/
@@ -126,6 +127,7 @@ def eval_command(models: tuple[Path, ...], as_json: bool, **options: Any) -> Non
 
     from tlc.compress.steps import evaluate_files
 
+    options = with_target_of(models, options)
     rows = evaluate_files([recipe_from(options, model) for model in models])
     if as_json:
         click.echo(json.dumps([row.model_dump(mode="json") for row in rows]))

@@ -28,7 +28,7 @@ from tlc.calibration.drift import Side, feeds_of, output_drift
 from tlc.calibration.thumbnails import thumbnail
 from tlc.calibration.token_set import Ints, Tokens
 from tlc.compress.events import Emit, Progress, silent
-from tlc.compress.opening import is_network, opened
+from tlc.compress.opening import is_network, opened, unbundled
 from tlc.compress.recipe import ModelSection, Recipe
 from tlc.compress.runner import Runner
 from tlc.compress.torch_worker import torch_case
@@ -155,6 +155,7 @@ def _opened(name: str, recipe: Recipe, data: Sequence[Path], folder: Path, lette
         section = recipe.data.model_copy(update={"path": path})
         return recipe.model_copy(update={"model": model, "data": section})
 
+    recipe = unbundled(recipe)
     file, _network, work = opened(on(recipe.model, data[0]), folder)
     model = recipe.model
     if is_network(recipe.model.path):

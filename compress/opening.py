@@ -12,17 +12,19 @@ from tlc.compress.tokenizer_files import read_tokenizer
 from tlc.compress.work import AnyWork
 from tlc.export.graph import graph_stats
 from tlc.export.metadata import fed_from_json, read_metadata
+from tlc.runtime.bundle import is_bundle, unpacked
 from tlc.runtime.plan import read_record
 from tlc.runtime.sessions import ENGINES
 from tlc.runtime.target import load_target
 
 
 def opened(recipe: Recipe, folder: Path) -> tuple[Path, Network | None, AnyWork]:
-    """Return the recipe's ONNX file or engine, or the ONNX file made of its model; that model; and the stages.
+    """Return the recipe's ONNX file or engine, or that of its bundle, or one made of its model; that model; the stages.
 
     `folder` gets that ONNX file, and the prepared data. Raises TlcError for a file or data that is broken, and for data
     that is not the model's.
     """
+    recipe = unbundled(recipe)
     if not is_network(recipe.model.path):
         return recipe.model.path, None, _for_file(recipe, folder)
     plan = make_plan(without(recipe, student=True, prune=True))
@@ -34,6 +36,13 @@ def opened(recipe: Recipe, folder: Path) -> tuple[Path, Network | None, AnyWork]
 def is_network(path: Path) -> bool:
     """Whether `path` is a PyTorch model, rather than an ONNX file or an engine."""
     return path.suffix not in (".onnx", *ENGINES)
+
+
+def unbundled(recipe: Recipe) -> Recipe:
+    """Return the recipe with the ONNX file of its bundle in place of that; as it is where its model is no bundle."""
+    if not is_bundle(recipe.model.path):
+        return recipe
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"path": unpacked(recipe.model.path)})})
 
 
 def without(recipe: Recipe, *, student: bool = False, prune: bool = False) -> Recipe:

@@ -101,7 +101,7 @@ def _card(manifest: Manifest, report: RunReport | None) -> dict[str, Any]:
 
 def _metrics(row: Row) -> list[dict[str, Any]]:
     """Return the scores of the deployed file, and those of its classes as slices."""
-    metrics = [
+    metrics: list[dict[str, Any]] = [
         {"type": name, "value": repr(value)}
         for name in ("top1", "macro_f1", "matthews", "calibration_error", "answer_f1", "entity_f1")
         if isinstance(value := row.accuracy.get(name), int | float)

@@ -19,10 +19,13 @@ from tlc.runtime.artifact import replacing_dir, sha256_file, write_bytes
 from tlc.runtime.bundle_manifest import MANIFEST, SIGNATURE, TOKENIZER, Manifest
 from tlc.runtime.errors import TlcError
 from tlc.runtime.stored_zip import StoredZip
+from tlc.runtime.target import written_target
 
-__all__ = ["SUFFIX", "Bundle", "Manifest", "is_bundle", "read_manifest", "unpacked"]
+__all__ = ["SUFFIX", "TARGET_FILE", "Bundle", "Manifest", "is_bundle", "read_manifest", "unpacked"]
 
 SUFFIX = ".tlc"
+TARGET_FILE = "target.toml"
+"""The bundle's target, beside an unpacked model."""
 _MOST_MANIFEST_BYTES = 1 << 24
 _AGAIN = "It was damaged or altered: get the file again from its origin."
 
@@ -158,34 +161,38 @@ def read_manifest(path: Path) -> Manifest:
 def unpacked(
     path: Path, *, member: Literal["model", "reference"] = "model", env: Mapping[str, str] = os.environ
 ) -> Path:
-    """Return the ONNX file of the bundle at `path`, with its tokenizer beside it, in a folder of the user's cache.
+    """Return the ONNX file of the bundle at `path`, in a folder with its tokenizer and target, `TARGET_FILE`.
 
-    The folder is named by the manifest's SHA-256, under $XDG_CACHE_HOME or ~/.cache, and made anew where a file in it
-    is not the bundle's. Raises TlcError as `Bundle`, and where the bundle holds no reference.
+    The folder is in the user's cache, under $XDG_CACHE_HOME or ~/.cache; it is named by the manifest's SHA-256, and
+    made anew where a file in it is not the bundle's. Raises TlcError as `Bundle`, and where there is no reference.
     """
     with Bundle(path) as bundle:
         manifest = bundle.manifest
-        wanted = manifest.model if member == "model" else manifest.reference
-        if wanted is None:
-            raise TlcError(f"{path} holds no reference", hint="Pack it with --with-reference.")
-        files = {f"{manifest.name}.onnx": manifest.model, TOKENIZER: f"{manifest.tokenizer}{TOKENIZER}"}
-        if manifest.tokenizer is None:
-            del files[TOKENIZER]
+        sources = {f"{manifest.name}.onnx": manifest.model}
         if manifest.reference is not None:
-            files[f"{manifest.name}-reference.onnx"] = manifest.reference
-        digests = {name: manifest.files[source].sha256 for name, source in files.items()}
+            sources[f"{manifest.name}-reference.onnx"] = manifest.reference
+        if manifest.tokenizer is not None:
+            sources[TOKENIZER] = manifest.tokenizer + TOKENIZER
+        wanted = manifest.model if member == "model" else manifest.reference
+        name = next((name for name, source in sources.items() if source == wanted), None)
+        if name is None:
+            raise TlcError(f"{path} holds no reference", hint="Pack it with --with-reference.")
+        target = written_target(manifest.target).encode()
+        digests = {file: manifest.files[source].sha256 for file, source in sources.items()}
+        digests[TARGET_FILE] = hashlib.sha256(target).hexdigest()
         base = Path(env.get("XDG_CACHE_HOME") or Path(env.get("HOME", "~")).expanduser() / ".cache")
         folder = base / "tlc" / "bundles" / hashlib.sha256(bundle.manifest_bytes).hexdigest()[:16]
         if not _holds(folder, digests):
             folder.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with replacing_dir(folder) as new:
-                    for name, source in files.items():
-                        write_bytes(new / name, bundle.read(source))
+                    for file, source in sources.items():
+                        write_bytes(new / file, bundle.read(source))
+                    write_bytes(new / TARGET_FILE, target)
             except TlcError:
                 if not _holds(folder, digests):  # another process may have been first
                     raise
-    return folder / next(name for name, source in files.items() if source == wanted)
+    return folder / name
 
 
 def _holds(folder: Path, digests: Mapping[str, str]) -> bool:

@@ -133,7 +133,15 @@ def target_toml(name: str) -> str:
     """
     if name not in target_names():
         raise _unknown(name)
-    table = {"name": name, **_built_in()[name]}
+    return _toml({"name": name, **_built_in()[name]})
+
+
+def written_target(target: Target) -> str:
+    """Return a target as the text of a file that `load_target` reads."""
+    return _toml(target.model_dump(mode="json", exclude_none=True))
+
+
+def _toml(table: dict[str, Any]) -> str:
     nested = table.pop("tensorrt", None)
     # A JSON string, list, number or boolean is a TOML one too.
     lines = [f"{key} = {json.dumps(value)}" for key, value in table.items()]
