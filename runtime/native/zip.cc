@@ -27,6 +27,7 @@ constexpr uint32_t kEnd64Signature = 0x06064b50;
 constexpr size_t kEnd64Bytes = 56;
 constexpr uint32_t kLocatorSignature = 0x07064b50;
 constexpr size_t kLocatorBytes = 20;
+constexpr size_t kTail64Bytes = kEnd64Bytes + kLocatorBytes;
 constexpr uint32_t kEndSignature = 0x06054b50;
 constexpr size_t kEndBytes = 22;
 
@@ -35,6 +36,7 @@ constexpr uint32_t kIn64 = 0xFFFFFFFF;     // a number that stands in the zip64 
 constexpr uint16_t kIn64Short = 0xFFFF;    // likewise
 constexpr uint16_t kDescriptorFlag = 8;    // bit 3: sizes and CRC follow the data
 constexpr uint16_t kKnownFlags = 0x080E;   // that, UTF-8 names, and two that only concern compressed data
+constexpr int kMaxVersion = 63;            // 4.4.3.2: ten times the newest version that a member can need
 constexpr uint64_t kDescriptorBytes = 24;  // with signature and numbers of 64 bits
 constexpr size_t kPieceBytes = size_t{1} << 16;
 
@@ -179,25 +181,31 @@ Directory ZipFile::Input::directory() const {
   directory.offset = fields.u32();
   const bool commented = fields.u16() != 0;
   if (in_parts || entries_of_part != directory.entries || commented) fail("in several parts, or with a comment");
-  if (directory.entries == kIn64Short || directory.size_bytes == kIn64 || directory.offset == kIn64) {
-    if (end < kLocatorBytes + kEnd64Bytes) fail("its zip64 directory is missing");
-    end -= kLocatorBytes + kEnd64Bytes;
-    const std::string bytes64 = text(end, kEnd64Bytes + kLocatorBytes);
+  const bool needs_64 = directory.entries == kIn64Short || directory.size_bytes == kIn64 || directory.offset == kIn64;
+  const std::string bytes64 = end < kTail64Bytes ? "" : text(end - kTail64Bytes, kTail64Bytes);
+  if (!bytes64.empty() && Fields(bytes64.data() + kEnd64Bytes).u32() == kLocatorSignature) {
+    end -= kTail64Bytes;
     Fields end64(bytes64.data());
     bool good = end64.u32() == kEnd64Signature;
     good &= end64.u64() == kEnd64Bytes - 12;  // what follows this number
     end64.skip(4);                            // versions
     good &= end64.u64() == 0;                 // two numbers of parts
+    const Directory in_32 = directory;
     const uint64_t entries64_of_part = end64.u64();
     directory.entries = end64.u64();
     directory.size_bytes = end64.u64();
     directory.offset = end64.u64();
     good &= entries64_of_part == directory.entries;
-    good &= end64.u32() == kLocatorSignature;
+    good &= in_32.entries == kIn64Short || in_32.entries == directory.entries;
+    good &= in_32.size_bytes == kIn64 || in_32.size_bytes == directory.size_bytes;
+    good &= in_32.offset == kIn64 || in_32.offset == directory.offset;
+    end64.skip(4);             // the locator's signature
     good &= end64.u32() == 0;  // number of the part
     good &= end64.u64() == end;
     good &= end64.u32() == 1;  // parts
-    if (!good) fail("its zip64 directory is missing or broken");
+    if (!good) fail("its zip64 directory is broken");
+  } else if (needs_64) {
+    fail("its zip64 directory is missing");
   }
   if (directory.offset > end || directory.size_bytes != end - directory.offset) {
     fail("cut short, or with other bytes before or after it");
@@ -214,7 +222,8 @@ std::vector<Entry> ZipFile::Input::entries(const Directory& directory) const {
     at += kEntryBytes;
     Entry entry{};
     bool good = fields.u32() == kEntrySignature;
-    fields.skip(4);  // versions
+    fields.skip(2);  // version that wrote it
+    const bool known_version = (fields.u16() & 0xFF) <= kMaxVersion;
     entry.flags = fields.u16();
     const uint16_t method = fields.u16();
     fields.skip(4);  // time and date
@@ -237,7 +246,7 @@ std::vector<Entry> ZipFile::Input::entries(const Directory& directory) const {
       fail(member + "has a broken zip64 field");
     }
     if (!stays_below(entry.name)) fail(member + "has a name that could leave a folder");
-    if ((entry.flags & ~kKnownFlags) != 0) fail(member + "is encrypted, or stored in an unknown way");
+    if (!known_version || (entry.flags & ~kKnownFlags) != 0) fail(member + "is encrypted, or stored in an unknown way");
     if (method != 0 || entry.stored_bytes != entry.size_bytes) {
       throw Error(path + ": " + member + "is compressed",
                   "Store members as they are: numpy.savez, not numpy.savez_compressed; tlc pack for bundles.");
