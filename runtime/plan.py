@@ -97,7 +97,7 @@ class EngineRecord(_Record):
     onnx: str
     """Name of the ONNX file it was built from."""
     onnx_sha256: str
-    builder: Literal["python", "trtexec"]
+    builder: Literal["python", "trtexec", "tlc-run"]
     tensorrt: str
     """Full version, such as "10.3.0.26"."""
     sm: str

@@ -48,25 +48,26 @@ std::vector<std::string> candidates() {
   return names;
 }
 
-// Return the first library that finds a GPU; throws the failure of a library that loads, else of the first.
+// Return the first library that finds a GPU; throws what a library that loads says, else why the first does not load.
 std::unique_ptr<Cuda> load() {
-  std::string loading, working;
+  std::unique_ptr<Error> loading, working;
   for (const std::string& name : candidates()) {
+    std::unique_ptr<Cuda> cuda;
     try {
-      Library(std::vector<std::string>{name}, "the CUDA runtime library", kWhereToGet);
+      cuda = std::make_unique<Cuda>(name);
     } catch (const Error& error) {
-      if (loading.empty()) loading = error.what();
+      if (loading == nullptr) loading = std::make_unique<Error>(error);
       continue;
     }
     try {
-      auto cuda = std::make_unique<Cuda>(name);
       cuda->device();
       return cuda;
     } catch (const Error& error) {
-      if (working.empty()) working = error.what();
+      if (working == nullptr) working = std::make_unique<Error>(error);
     }
   }
-  throw Error("no NVIDIA GPU: " + (working.empty() ? loading : working), kWhereToGet);
+  const Error& failure = working == nullptr ? *loading : *working;
+  throw Error("no NVIDIA GPU: " + std::string(failure.what()), failure.hint);
 }
 
 }  // namespace

@@ -27,6 +27,7 @@ int print(const std::string& text) {
 int run(const tlc::Args& args) {
   static const std::map<std::string, int (*)(const tlc::Args&)> commands = {
       {"bench", tlc::run_bench},
+      {"build", tlc::run_build},
   };
   if (args.command == "help") return print(tlc::help_text(args.topic));
   if (args.command == "version") return print("tlc-run " TLC_VERSION "\n");

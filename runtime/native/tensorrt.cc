@@ -60,6 +60,14 @@ struct Slot {
   std::unique_ptr<Buffer> buffer;
 };
 
+bool is_within(const Shape& shape, const ProfileShapes& limits) {
+  if (shape.size() != limits.min.size()) return false;
+  for (size_t dim = 0; dim < shape.size(); ++dim) {
+    if (shape[dim] < limits.min[dim] || shape[dim] > limits.max[dim]) return false;
+  }
+  return true;
+}
+
 class TensorRtContext : public Context {
  public:
   TensorRtContext(TensorRt& tensorrt, const std::string& name, const EngineTensors& tensors,
@@ -112,8 +120,7 @@ class TensorRtContext : public Context {
     check_feeds(tensors_.inputs, feeds);
     for (size_t i = 0; i < feeds.size(); ++i) {
       const ProfileShapes& limits = tensors_.profiles[i];
-      for (size_t dim = 0; dim < feeds[i].shape.size(); ++dim) {
-        if (feeds[i].shape[dim] >= limits.min[dim] && feeds[i].shape[dim] <= limits.max[dim]) continue;
+      if (!is_within(feeds[i].shape, limits)) {
         throw Error(name_ + ": input " + tensors_.inputs[i].name + " takes shapes from [" + shape_text(limits.min) +
                         "] to [" + shape_text(limits.max) + "], got [" + shape_text(feeds[i].shape) + "]",
                     "Feed a shape within these, or build the engine with other ones.");

@@ -25,7 +25,7 @@ std::string joined(const std::vector<std::string>& parts, const std::string& non
   return text.empty() ? none : text;
 }
 
-Error lacking(const TensorRt& tensorrt, const std::string& what) {
+[[maybe_unused]] Error lacking(const TensorRt& tensorrt, const std::string& what) {
   return Error("TensorRT " + tensorrt.version() + " has no " + what, "Leave that option out for this release.");
 }
 

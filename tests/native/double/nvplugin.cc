@@ -1,0 +1,3 @@
+#include "tensorrt.h"
+
+DOUBLE_API bool initLibNvInferPlugins(void*, const char*) { return true; }
