@@ -20,11 +20,12 @@ from tlc.runtime.bench_report import (
     Quantile,
     Setting,
 )
-from tlc.runtime.environment import environment, machine_identity
-from tlc.runtime.health import cpu_s, machine_warnings, model_warnings, snapshot
+from tlc.runtime.environment import machine_identity
+from tlc.runtime.health import machine_warnings, model_warnings
+from tlc.runtime.host import LOCAL, Host
 from tlc.runtime.launch import OnProgress, launch
 from tlc.runtime.model_files import model_files, model_sha256
-from tlc.runtime.power import Meter, open_meters
+from tlc.runtime.power import Meter
 from tlc.runtime.process import Case, Failure, Limits, Worker
 from tlc.runtime.sessions import ENGINES
 from tlc.runtime.statistics import nearest_rank, quantile_bounds, ratio_interval
@@ -53,15 +54,17 @@ def bench_report(
     energy: bool = False,
     profile: bool = False,
     on_progress: Callable[[str, int, int], None] | None = None,
+    host: Host = LOCAL,
 ) -> BenchReport:
     """Measure each group of cases in turns, one group after the other; ratios are those to a group's first case.
 
     Of several launches each has its share of the rounds or of the time. With `energy`, and a counter, every model also
     runs for three seconds by itself while that is read; with `profile`, its layers are timed, in a session of its own.
+    The models run on `host`; raises Dropped where the connection to it breaks for good.
     """
-    meters, reasons = open_meters() if energy else ([], [])
-    facts = environment()
-    before, cpu_before_s = snapshot(), cpu_s()
+    facts = host.environment()
+    meters, reasons = host.open_meters() if energy else ([], [])
+    before, cpu_before_s = host.snapshot(), host.cpu_s()
     try:
         models = [
             model
@@ -72,14 +75,16 @@ def bench_report(
                 limits=limits,
                 meter=_meter_for(cases, meters),
                 profile=profile,
+                host=host,
                 on_progress=on_progress and partial(on_progress, f"setting {number + 1} of {len(groups)}"),
             )
         ]
     finally:
         for meter in meters:
             meter.close()
-    after = snapshot()
-    warnings = machine_warnings(before, after, own_cpu_s=cpu_s() - cpu_before_s, environment=facts)
+    after = host.snapshot()
+    warnings = machine_warnings(before, after, own_cpu_s=host.cpu_s() - cpu_before_s, environment=facts)
+    warnings += host.warnings()
     for model in models:
         warnings += model_warnings(model.name, model.launches)
     return BenchReport(
@@ -100,6 +105,7 @@ def _bench(
     limits: Limits,
     meter: Meter | None,
     profile: bool,
+    host: Host,
     on_progress: OnProgress | None,
 ) -> list[ModelBench]:
     idle_watts = 0.0 if meter is None else _watts(meter, lambda: time.sleep(ENERGY_S))
@@ -120,6 +126,7 @@ def _bench(
             seed=timing.seed + number,
             limits=limits,
             on_progress=on_progress,
+            host=host,
             after=after if number == timing.launches - 1 else None,
         )
         for number in range(timing.launches)

@@ -25,6 +25,7 @@ WarningCode = Literal[
     "memory_grows",
     "not_counted",
     "size_assumed",
+    "reconnected",
 ]
 
 

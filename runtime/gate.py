@@ -15,11 +15,12 @@ from importlib.metadata import version
 
 from tlc.runtime.bench import model_bench
 from tlc.runtime.bench_report import BenchReport, BenchWarning, Launch, ModelBench
-from tlc.runtime.environment import environment, machine_identity
+from tlc.runtime.environment import machine_identity
 from tlc.runtime.errors import TlcError, UsageError
 from tlc.runtime.gate_checks import RESAMPLES, bytes_check, doubted, quantile_check, slowdown_check
 from tlc.runtime.gate_report import Check, GateReport, Verdict, worst
-from tlc.runtime.health import cpu_s, machine_warnings, model_warnings, snapshot
+from tlc.runtime.health import machine_warnings, model_warnings
+from tlc.runtime.host import LOCAL, Host
 from tlc.runtime.launch import launch
 from tlc.runtime.limits import GateLimits
 from tlc.runtime.process import Case, Failure, Limits
@@ -61,32 +62,35 @@ def gate(
     command: str = "",
     on_progress: OnProgress | None = None,
     launch: LaunchAll = launch,
+    host: Host = LOCAL,
 ) -> GateReport:
     """Hold `candidate` to `limits`, against `baseline` where they compare, and return what was decided, and on what.
 
     `score` judges the accuracy; it is called after the measurements, unless a model failed in them. A candidate that
     crashes, hangs or outgrows memory fails; a baseline that does leaves it open. `on_progress(what, done, total)` is
-    called between rounds.
+    called between rounds. Everything is measured on `host`.
 
-    Raises UsageError for limits that nothing can decide, and TlcError for a file that is missing and for a stored
-    report that is not comparable.
+    Raises UsageError for limits that nothing can decide, TlcError for a file that is missing and for a stored report
+    that is not comparable, and Dropped where the connection to the host breaks for good.
     """
     _require_decidable(candidate, baseline, limits, effort, score is not None)
-    facts = environment()
+    facts = host.environment()
     machine = machine_identity(facts)
     if isinstance(baseline, StoredBaseline):
         baseline.require_comparable(candidate, machine, any_machine=effort.any_machine)
     elif baseline is not None and baseline.name == candidate.name:
         baseline = replace(baseline, name=f"{baseline.name} (baseline)")
-    before, cpu_before_s = snapshot(), cpu_s()
-    judging = _Judging(candidate, baseline, limits, effort, seed, on_progress, launch)
+    before, cpu_before_s = host.snapshot(), host.cpu_s()
+    at = partial(launch, host=host)
+    judging = _Judging(candidate, baseline, limits, effort, seed, on_progress, at)
     control = judging.self_check() if effort.self_check else []
     undecided = any(check.verdict != "pass" for check in control)
     checks = judging.until_decided(1 if undecided else LOOKS)
     models = judging.models()
     if isinstance(baseline, StoredBaseline) and models[-1].status == "ok":
         baseline.require_same_inputs(models[-1])
-    warnings = machine_warnings(before, snapshot(), own_cpu_s=cpu_s() - cpu_before_s, environment=facts)
+    warnings = machine_warnings(before, host.snapshot(), own_cpu_s=host.cpu_s() - cpu_before_s, environment=facts)
+    warnings += host.warnings()
     for model in models:
         found = model_warnings(model.name, model.launches)
         warnings += [warning for warning in found if warning.code != "too_few_samples"]  # a check says so by itself

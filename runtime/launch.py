@@ -15,8 +15,9 @@ import numpy as np
 
 from tlc.runtime.bench_report import NS_PER_MS, Launch, Memory, Setting
 from tlc.runtime.errors import TlcError
-from tlc.runtime.power import device_memory_bytes
+from tlc.runtime.host import LOCAL, Host
 from tlc.runtime.process import Case, Failure, Limits, Worker, WorkerError
+from tlc.runtime.remote import Dropped
 
 _MEMORY_RUNS = 5
 _SEGMENTS = 10
@@ -34,6 +35,7 @@ def launch(
     limits: Limits = Limits(),  # noqa: B008 - frozen
     on_progress: OnProgress | None = None,
     after: Callable[[str, Worker], None] | None = None,
+    host: Host = LOCAL,
 ) -> dict[str, Launch | Failure]:
     """Start a process for each of `cases`, run them in turns, and return what each found, by its name.
 
@@ -41,30 +43,53 @@ def launch(
     runs; in each, every case has one block, in an order drawn from `seed`. A case that fails is left out from then on.
     `on_progress(done, total)` is called between rounds, with rounds or milliseconds, and `after(name, worker)` when
     they are over, while the models are still loaded.
+
+    The processes run on `host`. Where the connection to it breaks, everything is started and measured again, as often
+    as the host allows; it raises Dropped then.
     """
     if (rounds is None) == (duration_s is None):
         raise ValueError("give rounds or duration_s, one of the two")
-    runs = [_Run(case) for case in cases]
+    total = rounds if rounds is not None else round(1000 * (duration_s or 0))
+    while True:
+        runs = [_Run(case) for case in cases]
+        try:
+            _take_turns(runs, host, limits, total, seed, on_progress, after, by_rounds=rounds is not None)
+        except Dropped as error:
+            host.again(error)
+            continue
+        return {run.case.name: run.failure or run.launch() for run in runs}
+
+
+def _take_turns(
+    runs: "Sequence[_Run]",
+    host: Host,
+    limits: Limits,
+    total: int,
+    seed: int,
+    on_progress: OnProgress | None,
+    after: Callable[[str, Worker], None] | None,
+    *,
+    by_rounds: bool,
+) -> None:
+    """Run all processes of a launch, to `total` rounds or milliseconds; `runs` hold what was found."""
     with ExitStack() as stack:
         for run in runs:
-            run.attempt(run.open, stack, limits)
+            run.attempt(run.open, stack, limits, host)
         for run in runs:
             run.attempt(run.warm)
         order = list(runs)
         shuffle = random.Random(seed).shuffle
-        total = rounds if rounds is not None else round(1000 * (duration_s or 0))
         done = 0
         while done < total and any(run.failure is None for run in runs):
             shuffle(order)
             for run in order:
                 run.attempt(run.block)
             well_ms = [run.timed_ms for run in runs if run.failure is None]
-            done = done + 1 if rounds is not None else min(well_ms, default=total)
+            done = done + 1 if by_rounds else min(well_ms, default=total)
             if on_progress is not None:
                 on_progress(min(done, total), total)
         for run in runs:
             run.attempt(run.end, after)
-    return {run.case.name: run.failure or run.launch() for run in runs}
 
 
 def peak_memory_bytes(case: Case, *, limits: Limits = Limits()) -> int:  # noqa: B008 - frozen
@@ -110,9 +135,9 @@ class _Run:
             except WorkerError as error:
                 self.failure = error.failure
 
-    def open(self, stack: ExitStack, limits: Limits) -> None:
+    def open(self, stack: ExitStack, limits: Limits, host: Host) -> None:
         """Start the process, which loads the model and runs it once; it ends with `stack`."""
-        self.worker = stack.enter_context(Worker(self.case, limits))
+        self.worker = stack.enter_context(Worker(self.case, limits, host))
 
     def warm(self) -> None:
         """Run until the time of a run no longer changes."""
@@ -124,7 +149,7 @@ class _Run:
 
     def end(self, after: Callable[[str, Worker], None] | None) -> None:
         """Take what is left while the model is loaded."""
-        self.device_bytes = device_memory_bytes(self.worker.pid)
+        self.device_bytes = self.worker.device_memory_bytes()
         if after is not None:
             after(self.case.name, self.worker)
 

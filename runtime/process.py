@@ -7,10 +7,8 @@ outgrow memory without taking others with it.
 import json
 import os
 import queue
-import re
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -22,14 +20,12 @@ from types import TracebackType
 from typing import Any
 
 from tlc.runtime.bench_report import Status
+from tlc.runtime.host import LOCAL, PID_WORD, Host
 from tlc.runtime.target import Target
-from tlc.runtime.worker import Request
 
 _POLL_S = 0.1
 _END_S = 5
 _OPEN_LEAST_S = 60
-_RESERVE_RATIO = 0.05
-"""Share of the memory available that a model may not take, unless told how much it may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,39 +83,26 @@ class Worker:
     """A process that runs one model. Ends with a `with`.
 
     `opened` is its first answer, see `tlc.runtime.worker`. Every call raises WorkerError when the worker reports an
-    error, ends, does not answer within the limits, or takes more memory than they allow; it is killed then.
+    error, ends, does not answer within the limits, or takes more memory than they allow; it is killed then. On a `host`
+    that is not this machine, it raises Dropped when the connection breaks.
     """
 
-    def __init__(self, case: Case, limits: Limits) -> None:
+    def __init__(self, case: Case, limits: Limits, host: Host = LOCAL) -> None:
         self._limits = limits
-        self._limit_bytes = limits.memory_bytes or _available_bytes()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        # Safe path: a file in the working directory must not stand in for a module (Python 3.11 and later).
-        self._child = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", case.worker],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env={**os.environ, "PYTHONSAFEPATH": "1"},
-            start_new_session=True,
-        )
+        try:
+            self._process = host.start(case, limits, self._errors)
+        except BaseException:
+            self._errors.close()
+            raise
+        self._child = self._process.child
         self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
-        request = Request(
-            path=case.path.absolute(),
-            target=case.target,
-            threads=case.threads,
-            streams=case.streams,
-            batch=case.batch,
-            sizes=dict(case.sizes),
-            shapes={name: list(shape) for name, shape in case.shapes.items()},
-            feeds=case.feeds and case.feeds.absolute(),
-            options=dict(case.options),
-        )
         try:
             # Starting may have to import a framework from a cold disk.
             timeout_s = max(limits.timeout_s, _OPEN_LEAST_S)
-            self.opened = self._asked(request.model_dump_json(), "loading and the first inference", timeout_s)
+            request = self._process.request.model_dump_json(exclude_unset=True)
+            self.opened = self._asked(request, "loading and the first inference", timeout_s)
         except BaseException:
             self.close()
             raise
@@ -128,20 +111,21 @@ class Worker:
         """Return the worker's answer to one request."""
         return self._asked(json.dumps({"do": do, **values}), _DOING.get(do, do), self._limits.timeout_s)
 
-    @property
-    def pid(self) -> int:
-        """Process id."""
-        return self._child.pid
+    def device_memory_bytes(self) -> int | None:
+        """Return what the process holds of a GPU's own memory; None without one."""
+        return self._process.device_memory_bytes()
 
     def close(self) -> None:
         """End the process, by force where it does not end by itself; a second call does nothing."""
         assert self._child.stdin is not None
+        if self._child.poll() is None:
+            self._process.ending()
         with suppress(OSError):
             self._child.stdin.close()
         try:
             self._child.wait(timeout=0 if self._child.poll() is not None else _END_S)
         except subprocess.TimeoutExpired:
-            self._kill()
+            self._process.kill()
         self._errors.close()
 
     def __enter__(self) -> "Worker":
@@ -151,7 +135,7 @@ class Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self._kill()
+            self._process.kill()
         self.close()
 
     def _asked(self, line: str, doing: str, timeout_s: float) -> dict[str, Any]:
@@ -176,18 +160,18 @@ class Worker:
                 return self._answers.get(timeout=_POLL_S)
             except queue.Empty:
                 pass
-            held = _resident_bytes(self._child.pid)
-            if held is not None and held > self._limit_bytes:
-                self._kill()
+            if (excess := self._process.excess()) is not None:
+                held, limit = excess
+                self._process.kill()
                 raise WorkerError(
                     Failure(
                         "out_of_memory",
-                        f"{doing.capitalize()} took {_mb(held)} of memory, the limit is {_mb(self._limit_bytes)}. "
+                        f"{doing.capitalize()} took {_mb(held)} of memory, the limit is {_mb(limit)}. "
                         "Allow more, free some, or run a smaller batch.",
                     )
                 )
             if time.monotonic() > end:
-                self._kill()
+                self._process.kill()
                 raise WorkerError(
                     Failure(
                         "hung",
@@ -198,10 +182,11 @@ class Worker:
 
     def _ended(self, doing: str) -> Failure:
         """Say how the process ended while it was asked for something."""
-        code = self._child.wait()
+        code = self._process.status()
         self._errors.seek(0, os.SEEK_END)
         self._errors.seek(max(0, self._errors.tell() - 4000))
-        said = [line.strip() for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
+        lines = [line.strip() for line in self._errors.read().decode(errors="replace").splitlines()]
+        said = [line for line in lines if line and not line.startswith(PID_WORD)]
         last = f" Its last words: {said[-1][:300]}" if said else ""
         if code == -signal.SIGKILL:
             return Failure(
@@ -219,54 +204,8 @@ class Worker:
                 self._answers.put(line)
         self._answers.put(b"")
 
-    def _kill(self) -> None:
-        """End the process and whatever it started."""
-        with suppress(ProcessLookupError, PermissionError):
-            if os.name == "posix":
-                os.killpg(self._child.pid, signal.SIGKILL)
-            else:
-                self._child.kill()
-        self._child.wait()
-
 
 _DOING = {"warm": "warming up", "block": "a block of runs", "run_for": "running for energy", "profile": "profiling"}
-
-
-def _resident_bytes(pid: int) -> int | None:
-    """Return the resident size of another process; None where it cannot be read."""
-    try:
-        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    found = re.search(r"^VmRSS:\s*(\d+) kB$", text, re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
-
-
-def _available_bytes() -> float:
-    """Return the memory that one process may take: what the system, or the container, has left but a reserve."""
-    known = [_meminfo_bytes(), _container_bytes()]
-    return (1 - _RESERVE_RATIO) * min((size for size in known if size is not None), default=float("inf"))
-
-
-def _meminfo_bytes() -> int | None:
-    try:
-        found = re.search(
-            r"^MemAvailable:\s*(\d+) kB$", Path("/proc/meminfo").read_text(encoding="utf-8"), re.MULTILINE
-        )
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
-
-
-def _container_bytes() -> int | None:
-    """Limit of the control group less what it uses (cgroup v2, https://docs.kernel.org/admin-guide/cgroup-v2.html)."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        used = (group / "memory.current").read_text(encoding="ascii").strip()
-    except OSError:
-        return None
-    return int(limit) - int(used) if limit.isdecimal() else None
 
 
 def _mb(size_bytes: float) -> str:

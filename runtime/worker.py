@@ -39,6 +39,8 @@ BLOCK_LONGEST_MS = 200
 """A block has `BLOCK_RUNS` runs, more where those take less than the one, fewer where more than the other."""
 LEAD_IN_LONGEST_MS = 50
 """A block begins with an untimed run, which brings code and weights back into the caches, unless runs are longer."""
+_WATCH_S = 0.1
+_ANSWERING = threading.Lock()
 _OUT_OF_MEMORY = re.compile(r"allocate memory|bad[_ ]alloc|out of memory|std::length_error", re.IGNORECASE)
 
 Feeds = dict[str, NDArray[Any]]
@@ -58,6 +60,8 @@ class Request(BaseModel):
     shapes: dict[str, list[int]]
     feeds: Path | None
     options: dict[str, Any]
+    memory_bytes: int | None = None
+    """Resident memory at which this process gives up by itself; None: whoever started it watches."""
 
 
 Profile = Callable[[Request, Feeds, int], list[dict[str, Any]]]
@@ -95,6 +99,9 @@ def serve(
         if not first:
             return 0
         request = Request.model_validate_json(first)
+        if request.memory_bytes is not None:
+            watch = threading.Thread(target=_watch, args=(request.memory_bytes, answers), daemon=True)
+            watch.start()
         import_for(request)
         model = _Model(request, open_model)
         _answer(answers, model.opened)
@@ -301,8 +308,19 @@ def _memory() -> dict[str, Any]:
 
 
 def _answer(answers: IO[str], answer: Mapping[str, Any]) -> None:
-    answers.write(json.dumps(answer) + "\n")
-    answers.flush()
+    with _ANSWERING:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _watch(limit_bytes: int, answers: IO[str]) -> None:
+    """End this process, with an answer, once it holds more than it may."""
+    while (held := resident_bytes()) <= limit_bytes:
+        time.sleep(_WATCH_S)
+    error = f"it took {held / 1e6:,.0f} MB of memory, the limit is {limit_bytes / 1e6:,.0f} MB"
+    hint = "Allow more, free some, or run a smaller batch."
+    _answer(answers, {"status": "out_of_memory", "error": error, "hint": hint})
+    os._exit(0)  # whatever the model is doing
 
 
 def _die_with_parent() -> None:
