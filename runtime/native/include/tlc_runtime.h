@@ -54,7 +54,7 @@ typedef struct tlc_model tlc_model;
 /* A stream of inferences of one model, with its own buffers. */
 typedef struct tlc_context tlc_context;
 
-/* How to load a model. Zero means the default, so `tlc_options options = {sizeof(tlc_options)};` is all defaults.
+/* How to load a model. Zero means the default: `tlc_options options = {0}; options.struct_size = sizeof options;`.
  * Fields are only ever added at the end, and struct_size says which of them the application knows. */
 typedef struct tlc_options {
   size_t struct_size;  /* sizeof(tlc_options) */
