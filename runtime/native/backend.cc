@@ -6,7 +6,9 @@
 #include <cstring>
 
 #include "error.h"
+#include "openvino.h"
 #include "ort.h"
+#include "tensorrt.h"
 
 namespace tlc {
 
@@ -21,16 +23,15 @@ struct Backend {
 
 const Backend kBackends[] = {
     {"onnxruntime", load_ort, open_ort, open_ort_bytes},
+    {"openvino", load_openvino, open_openvino, open_openvino_bytes},
+    {"tensorrt", load_tensorrt, open_tensorrt, open_tensorrt_bytes},
 };
 
 const Backend& backend(const std::string& name) {
-  std::string names;
   for (const Backend& each : kBackends) {
     if (each.name == name) return each;
-    names += (names.empty() ? "" : ", ") + std::string(each.name);
   }
-  throw Error("this tlc-run was built without " + name + ", with " + names,
-              "Build it with that runtime, or name another one: --backend.");
+  throw Error("there is no runtime '" + name + "'", "Choose onnxruntime, openvino or tensorrt.");
 }
 
 }  // namespace
@@ -52,7 +53,9 @@ std::unique_ptr<Model> open_model_bytes(const std::string& bytes, const OpenOpti
 
 std::vector<std::string> built_backends() {
   std::vector<std::string> names;
-  for (const Backend& each : kBackends) names.push_back(each.name);
+  for (const Backend& each : kBackends) {
+    if (each.load != load_tensorrt || has_tensorrt()) names.push_back(each.name);
+  }
   return names;
 }
 
