@@ -46,7 +46,7 @@ _STOP = (
     ALIVE
     + r"""
 pid=$(cat "$1/pid" 2>/dev/null)
-if alive "$pid" "$1"; then kill -KILL -- "-$pid"; fi
+if alive "$pid" "$1"; then kill -s KILL -- "-$pid"; fi
 """
 )
 

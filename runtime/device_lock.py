@@ -32,6 +32,7 @@ _HOLD = (
     + _SETTINGS
     + r"""
 base=$1 run=$2 what=$3 who=$4 most=$5
+trap '' PIPE # nobody may be there to be told, at the end
 uptime() { read -r up _ </proc/uptime; up=${up%%.*}; }
 jobs() { # process groups of the steps that run
   for file in "$base"/bundles/*/steps/*/pid; do
@@ -64,8 +65,9 @@ if [ "$word" != end ]; then
   echo "-$most" >beat
   while [ -n "$(jobs)" ]; do sleep 1 9>&-; done
 fi
-restore && echo restored
+said=$(restore) && said=restored
 rm -f holder beat
+echo "$said"
 """
 )
 
