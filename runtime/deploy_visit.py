@@ -67,7 +67,7 @@ class Visit:
         device_fit.require_tensorrt(self._manifest, device)
         runner = device_fit.find_runner(order.runner, device).path
         library = device_fit.find_library(self._manifest, device, order.library)
-        place = place_of(base, order, self._manifest, found.bundle_sha256, runner, library)
+        place = place_of(remote, base, order, self._manifest, found.bundle_sha256, runner, library)
         found.runner_sha256 = place.runner_sha256
         found.folder.mkdir(parents=True, exist_ok=True)
         write_text(found.folder / "device.json", device.model_dump_json(indent=1) + "\n")
@@ -140,7 +140,10 @@ class Visit:
         while True:
             try:
                 # What is free differs from run to run, and an engine that was built is as good as another.
-                self._step(place, "build", ["--out", place.folder], ["--workspace", f"{max(1, most >> 20)}M"])
+                words = ["--workspace", f"{max(1, most >> 20)}M"]
+                step = self._step(place, "build", ["--out", place.folder], unkeyed=words)
+                for attempt in step.result.get("attempts", []):
+                    self._watch.note(f"build, an earlier attempt: {attempt}")
                 return
             except OutOfMemoryError as error:
                 if most // 2 < _LEAST_WORKSPACE_BYTES:

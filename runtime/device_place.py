@@ -33,6 +33,8 @@ class Place:
     library: RuntimeLibrary | None
     library_sha256: str | None
     """Of one that is sent."""
+    data: str | None
+    """Labelled data; None without any."""
 
     @property
     def runner(self) -> str:
@@ -59,11 +61,6 @@ class Place:
         """The bundle."""
         return f"{self.folder}/{self.manifest.name}.tlc"
 
-    @property
-    def data(self) -> str | None:
-        """Labelled data; None without any."""
-        return self.order.remote_data if self.order.data is None else self.order.data.place(self.base)
-
     def step(self, name: str) -> str:
         """Return the folder of a step."""
         return f"{self.folder}/steps/{name}"
@@ -84,11 +81,20 @@ class Place:
 
 
 def place_of(
-    base: str, order: Order, manifest: Manifest, bundle_sha256: str, runner: Path, library: RuntimeLibrary | None
+    remote: Remote,
+    base: str,
+    order: Order,
+    manifest: Manifest,
+    bundle_sha256: str,
+    runner: Path,
+    library: RuntimeLibrary | None,
 ) -> Place:
     """Return where everything lies on a device whose folder of tlc is `base`."""
     sent = None if library is None or library.local is None else sha256_file(library.local)
-    return Place(base, order, manifest, bundle_sha256, sha256_file(runner), library, sent)
+    data = None if order.remote_data is None else _absolute(remote, order.remote_data)
+    if order.data is not None:
+        data = order.data.place(base)
+    return Place(base, order, manifest, bundle_sha256, sha256_file(runner), library, sent, data)
 
 
 def base_folder(remote: Remote, given: str) -> str:
@@ -96,12 +102,17 @@ def base_folder(remote: Remote, given: str) -> str:
 
     Raises TlcError where it cannot be written.
     """
-    home = remote.check('printf %s "$HOME"')
-    wanted = given if given.startswith("/") else f"{home}/{given.removeprefix('~/')}"
+    wanted = _absolute(remote, given)
     done = remote.run(script(_BASE, wanted))
     if done.code:
         raise TlcError(f"{remote.host}: {wanted} cannot be written.", hint="Choose another with --remote-dir.")
     return done.stdout.decode().strip()
+
+
+def _absolute(remote: Remote, given: str) -> str:
+    if given.startswith("/"):
+        return given
+    return remote.check('printf %s "$HOME"') + "/" + given.removeprefix("~/")
 
 
 def remove_files(remote: Remote, base: str) -> None:

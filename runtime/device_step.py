@@ -1,6 +1,7 @@
 """One step of a deployment: a job that ends with a JSON object, or says why not."""
 
 import json
+import math
 import threading
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from tlc.runtime.remote import Remote
 _MOST_LOST = 2
 _KILLED = 137  # 128 + SIGKILL: how a shell says it
 
+_NOT_AS_RECORDED = 3
 _WORDS = {"done": "done before", "running": "still running, waiting for it"}
 _FORGET = 'for folder; do rm -f "$folder/key"; done'
 
@@ -71,7 +73,7 @@ def run_step(remote: Remote, job: Job, watch: Watch, *, keep: Callable[[str, byt
     keep("log", stderr.encode())
     if code:
         forget(remote, job.folder)  # the next run is to try it again
-        raise _failure(remote, name, code, stderr)
+        raise _failure(remote, name, code, stdout, stderr)
     return StepReport(name=name, reused=reused, seconds=time.monotonic() - begun, result=_result(remote, job, stdout))
 
 
@@ -105,8 +107,8 @@ def _result(remote: Remote, job: Job, stdout: bytes) -> dict[str, Any]:
     return result
 
 
-def _failure(remote: Remote, name: str, code: int, stderr: str) -> TlcError:
-    """Say what tlc-run said: its last two lines are `error: ...` and `hint: ...`."""
+def _failure(remote: Remote, name: str, code: int, stdout: bytes, stderr: str) -> TlcError:
+    """Say what tlc-run said: lines `error: ...` and `hint: ...`; a check that did not pass says it in its JSON."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     if code == _KILLED:
         return OutOfMemoryError(
@@ -115,5 +117,24 @@ def _failure(remote: Remote, name: str, code: int, stderr: str) -> TlcError:
         )
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     hints = [line.removeprefix("hint: ") for line in lines if line.startswith("hint: ")]
-    said = errors[-1] if errors else lines[-1] if lines else f"status {code}"
+    said = _not_as_recorded(stdout) if code == _NOT_AS_RECORDED and not errors else ""
+    said = said or (errors[-1] if errors else lines[-1] if lines else f"status {code}")
     return TlcError(f"{name} failed on {remote.host}: {said}", hint=hints[-1] if hints else "")
+
+
+def _not_as_recorded(stdout: bytes) -> str:
+    """Return the worst golden sample of a check that did not pass, "" where its JSON does not have it."""
+    try:
+        result = json.loads(stdout)
+        for place, sample in enumerate(result["golden"]):
+            if not sample["picture_passed"]:
+                return f"golden picture {place} is prepared otherwise than where the bundle was made"
+        snr_db, output, place = min(
+            (-math.inf if output["snr_db"] is None else output["snr_db"], output["name"], place)
+            for place, sample in enumerate(result["golden"])
+            for output in sample["outputs"]
+            if not output["passed"]
+        )
+        return f"output {output} of golden sample {place} is at {snr_db:.1f} dB, the limit is {result['min_snr_db']:g}"
+    except (ValueError, TypeError, KeyError):
+        return ""
