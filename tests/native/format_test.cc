@@ -62,7 +62,7 @@ void a_wrong_value_is_named_with_its_place() {
 
 void broken_json_is_refused_with_its_place() {
   CHECK(error_of("") == "not JSON: no value at line 1, column 1");
-  CHECK(error_of("{\n \"a\": tru\n}") == "not JSON: no value at line 2, column 7");
+  CHECK(error_of("{\n \"a\": nul\n}") == "not JSON: no value at line 2, column 7");
   CHECK(error_of("[1 2]") == "not JSON: neither , nor ] at line 1, column 4");
   CHECK(error_of("[1,]") == "not JSON: no value at line 1, column 4");
   CHECK(error_of("{\"a\" 1}") == "not JSON: no : at line 1, column 6");
