@@ -17,7 +17,7 @@ seconds=$(python3 -c 'import sys; print(round(float(sys.argv[1]) * 60))' "$minut
 
 if command -v clang++ > /dev/null; then
   engine=libFuzzer
-  options=(-DCMAKE_CXX_COMPILER=clang++ -DTLC_FUZZ=ON)
+  options=(-DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ -DTLC_FUZZ=ON)
 else
   engine=blind
   options=(-DTLC_FUZZ=OFF)

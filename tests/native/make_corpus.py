@@ -49,12 +49,16 @@ def png_of(bits: int, colour: int, samples: int) -> bytes:
     return out
 
 
-def manifest() -> bytes:
-    """Return a manifest whose members are those of fuzz_manifest.cc."""
+def bundle_members() -> dict[str, bytes]:
+    """Return what fuzz_manifest.cc puts into a bundle beside the manifest."""
     # Laid out as npy_bytes of runtime/native/npy.cc does.
     header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3), }".ljust(117) + b"\n"
     array = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(12)
-    files = {"golden/0/input-0.npy": array, "golden/0/output-0.npy": array, "model.onnx": b"model"}
+    return {"golden/0/input-0.npy": array, "golden/0/output-0.npy": array, "model.onnx": b"model"}
+
+
+def manifest() -> bytes:
+    """Return the manifest of a bundle with those members."""
     record = {
         "format": "tlc-bundle",
         "version": 1,
@@ -82,7 +86,7 @@ def manifest() -> bytes:
         },
         "files": {
             name: {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
-            for name, content in files.items()
+            for name, content in bundle_members().items()
         },
     }
     return json.dumps(record).encode()

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, save
+from tests.native.make_corpus import bundle_members, manifest
 
 from tlc.export.bundle import PackOptions, pack
 from tlc.export.bundle_source import source_of_file
@@ -373,3 +374,13 @@ def test_bundles_that_python_refuses_are_refused(probe: Probe, bundle: Path) -> 
     both_refuse(with_manifest(model="other.onnx"), 'refers to "other.onnx", which it does not list')
     both_refuse(with_manifest(classes=[1]), "classes[0] must be a string")
     both_refuse(with_manifest(name="a/b"), 'the name "a/b" has other letters')
+
+
+def test_the_fuzz_targets_start_from_files_that_are_read(probe: Probe) -> None:
+    for path in sorted((REPOSITORY / "tests" / "native" / "corpus").glob("*/*")):
+        kind = path.parent.name
+        if kind in ("json", "npy", "zip"):
+            assert "error" not in probe.ask(kind, path), path
+    assert (REPOSITORY / "tests" / "native" / "corpus" / "manifest" / "good.json").read_bytes() == manifest()
+    answer = probe.ask("bundle", zipped({"manifest.json": manifest(), **bundle_members()}))
+    assert answer["files"] == 3, answer
