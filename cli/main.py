@@ -11,6 +11,7 @@ from tlc.cli.build import build_command
 from tlc.cli.check import check_command
 from tlc.cli.compare import compare_command
 from tlc.cli.compress import compress_command, demo_command, init_command
+from tlc.cli.deploy import deploy_command
 from tlc.cli.doctor import doctor_command
 from tlc.cli.gate import gate_command
 from tlc.cli.history import history_command
@@ -74,6 +75,7 @@ for command in (
     check_command,
     pack_command,
     verify_command,
+    deploy_command,
     init_command,
     targets_command,
     doctor_command,
