@@ -17,7 +17,7 @@ from tlc.runtime.bundle_manifest import Manifest
 from tlc.runtime.deploy_order import Order
 from tlc.runtime.deploy_report import StepName, StepReport
 from tlc.runtime.device_facts import DeviceFacts, facts
-from tlc.runtime.device_job import Job, script
+from tlc.runtime.device_job import Cancelled, Job, script
 from tlc.runtime.device_lock import DeviceLock, lock_clocks, restore_settings
 from tlc.runtime.device_place import Place, base_folder, place_of, remove_files, remove_folder
 from tlc.runtime.device_step import OutOfMemoryError, Watch, forget, run_step
@@ -202,11 +202,13 @@ class Visit:
                 self._watch.note(f"{name.replace('_', ' ')} was {was} and is {now}")
 
     def _on_bytes(self, name: str) -> OnBytes:
-        """Return what says now and then how far a file is that takes its time."""
+        """Return what says now and then how far a file is that takes its time, and stops it once that is wanted."""
         said = time.monotonic()
 
         def on_bytes(done: int, total: int) -> None:
             nonlocal said
+            if self._watch.cancelled.is_set():
+                raise Cancelled
             if time.monotonic() - said > _SAY_EVERY_S:
                 said = time.monotonic()
                 self._watch.say(f"sending {name}: {100 * done / total:.0f} % of {total / 1e6:.1f} MB")
