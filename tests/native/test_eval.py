@@ -100,6 +100,10 @@ def write_pictures(folder: Path, count: int = 9) -> Path:
     return folder
 
 
+def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    np.savez(path, **arrays)
+
+
 def logits_of(model: Path, feeds: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
     """Return what ONNX Runtime computes as tlc-run starts it: one thread, all optimizations."""
     options = onnxruntime.SessionOptions()
@@ -208,14 +212,14 @@ def test_prepared_inputs_of_their_own_shapes(tlc_run: Run, tmp_path: Path) -> No
         {"ids": rng.integers(0, 50, (1, length)), "mask": np.ones((1, length), np.int64)} for length in (3, 9, 1, 17)
     ]
     arrays = {f"{i}/{name}": array for i, feed in enumerate(feeds) for name, array in feed.items()}
-    np.savez(tmp_path / "data.npz", y=np.array([0, 1, 0, 1]), **arrays)
+    save_arrays(tmp_path / "data.npz", {**arrays, "y": np.array([0, 1, 0, 1])})
     bundle = packed(path, None, ("bad", "good"))
 
     tlc_run("eval", bundle, "--data", tmp_path / "data.npz", "--predictions", tmp_path / "p.json")
     expected = [int(logits_of(path, feed).argmax()) for feed in feeds]
     assert json.loads((tmp_path / "p.json").read_text())["predicted"] == expected
 
-    np.savez(tmp_path / "one.npz", **feeds[1])
+    save_arrays(tmp_path / "one.npz", feeds[1])
     served = json.loads(tlc_run("serve-once", bundle, tmp_path / "one.npz").stdout)
     assert served["predictions"][0]["class"] == expected[1]
     picture = tlc_run("serve-once", bundle, tmp_path / "p.json", status=1).stderr
@@ -381,7 +385,7 @@ def test_pictures_that_cannot_be_read_are_named(tlc_run: Run, bundle: Path, tmp_
 def test_arrays_that_are_no_data_set_are_refused(
     tlc_run: Run, bundle: Path, tmp_path: Path, arrays: dict[str, NDArray[Any]], message: str
 ) -> None:
-    np.savez(tmp_path / "data.npz", **arrays)
+    save_arrays(tmp_path / "data.npz", arrays)
     assert message in refusal(tlc_run, bundle, tmp_path / "data.npz")
 
 
