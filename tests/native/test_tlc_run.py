@@ -4,12 +4,16 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, save
 
-from tlc.runtime.report import LatencyRecord, Measurement
+from tlc.runtime.bench import latency_of
+from tlc.runtime.bench_report import BenchReport
+from tlc.runtime.health import model_warnings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -25,35 +29,109 @@ def tlc_run() -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(tlc_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """What `tlc-run bench --json` says of y = relu(x)."""
-    model = tmp_path_factory.mktemp("model") / "relu.onnx"
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3, 8, 8]) for name in ("x", "y"))
+def library() -> Path:
+    (found,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.*")
+    return found
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One Relu of an open batch and width."""
+    path = tmp_path_factory.mktemp("model") / "relu.onnx"
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3, 8, "W"]) for name in ("x", "y"))
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", [x], [y])
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), model)
-    (library,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.*")
-    command = [str(tlc_run), "bench", str(model), "--runs", "30", "--json", "--ort-lib", str(library)]
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def report(tlc_run: Path, library: Path, model: Path) -> BenchReport:
+    """What `tlc-run bench --json` says of it."""
+    command = [tlc_run, "bench", model, "--duration", "0.1s", "--batch", "2", "--json", "--ort-lib", library]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    parsed: dict[str, object] = json.loads(done.stdout)
-    return parsed
+    return BenchReport.model_validate_json(done.stdout)
 
 
-def test_its_latency_is_a_latency_record_without_the_speedup(report: dict[str, object]) -> None:
-    latency = report["latency"]
-    assert isinstance(latency, dict)
-    assert set(latency) == set(LatencyRecord.model_fields) - {"speedup"}
-    record = LatencyRecord.model_validate({**latency, "speedup": {"estimate": 1.0, "low": 1.0, "high": 1.0}})
-    assert len(record.samples_ms) == 30
-    assert record.throughput_per_s == pytest.approx(1000 / record.mean_ms)
+def test_its_report_is_a_bench_report_of_one_launch(report: BenchReport, model: Path) -> None:
+    (one,) = report.models
+    assert (one.name, one.path, one.status) == ("relu.onnx", str(model), "ok")
+    assert len(one.launches) == 1
+    assert one.setting.batch == 2
+    assert one.setting.assumed == ["W"]
+    assert one.launches[0].setting == one.setting
+    assert report.machine["machine"] == os.uname().machine
 
 
-def test_its_sizes_are_fields_of_a_measurement(report: dict[str, object]) -> None:
-    assert {"size_bytes", "peak_memory_bytes", "latency"} <= set(report) & set(Measurement.model_fields)
+def test_its_numbers_follow_from_the_samples_as_python_has_them(report: BenchReport) -> None:
+    (one,) = report.models
+    expected = latency_of(one.launches, None)
+    assert one.latency is not None
+    assert one.latency.quantiles == expected.quantiles
+    for field in ("samples", "mean_ms", "min_ms", "spread_ratio", "throughput_per_s"):
+        assert getattr(one.latency, field) == pytest.approx(getattr(expected, field), rel=1e-9), field
+
+
+def test_its_warnings_are_python_s(report: BenchReport) -> None:
+    (one,) = report.models
+    own = [warning for warning in report.warnings if warning.model is not None]
+    assert own == model_warnings(one.name, one.launches)
+    assert "size_assumed" in {warning.code for warning in own}
+
+
+def test_real_inputs_are_run_in_turns(tlc_run: Path, library: Path, model: Path, tmp_path: Path) -> None:
+    arrays = {f"{place}/x": np.ones((1, 3, 8, 4 + place), np.float32) for place in range(3)}
+    np.savez(tmp_path / "inputs.npz", **arrays)
+    command = [tlc_run, "bench", model, "--inputs", tmp_path / "inputs.npz", "--rounds", "2", "--json", "--no-energy"]
+    done = subprocess.run([*command, "--ort-lib", library], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    launch = BenchReport.model_validate_json(done.stdout).models[0].launches[0]
+    assert launch.block % 3 == 0
+    assert launch.setting.shapes == {"x": [1, 3, 8, 4]}
+    assert launch.setting.assumed == []
+
+
+def told(tlc_run: Path, *arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TLC_ORT_LIB"}
+    command = [str(tlc_run), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == status, done.stderr
+    return done
+
+
+def test_info_says_what_is_there(tlc_run: Path, library: Path) -> None:
+    info: dict[str, Any] = json.loads(told(tlc_run, "info", "--json", "--ort-lib", library).stdout)
+    ort = info["backends"]["onnxruntime"]
+    assert ort == {"version": f"onnxruntime {onnxruntime.__version__}", "problem": ""}
+    assert info["machine"] == os.uname().machine
+    assert info["environment"]["versions"]["onnxruntime"] == onnxruntime.__version__
+    assert f"onnxruntime {onnxruntime.__version__}\n" in told(tlc_run, "info", "--ort-lib", library).stdout
+
+
+def test_info_fails_where_a_library_that_was_named_does_not_load(tlc_run: Path) -> None:
+    done = told(tlc_run, "info", "--json", "--ort-lib", "/no/lib.so", status=1)
+    assert "cannot load ONNX Runtime: /no/lib.so" in json.loads(done.stdout)["backends"]["onnxruntime"]["problem"]
+    assert done.stderr.startswith("error: cannot load ONNX Runtime: /no/lib.so")
+    assert "\nhint: " in done.stderr
+
+
+def test_each_command_explains_itself(tlc_run: Path) -> None:
+    whole = told(tlc_run, "--help").stdout
+    for command in ("check", "build", "bench", "eval", "serve-once", "worker", "info"):
+        assert f"\n  {command} " in whole
+        own = told(tlc_run, command, "--help").stdout
+        assert own.startswith(f"Usage: tlc-run {command} ")
+        assert max(map(len, own.splitlines())) <= 120
+
+
+def test_a_full_disk_is_an_error(tlc_run: Path) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run([tlc_run, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot write the result to stdout")
 
 
 def test_it_has_the_version_of_the_python_package(tlc_run: Path) -> None:
     project = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     version = project.partition('\nversion = "')[2].partition('"')[0]
-    done = subprocess.run([tlc_run, "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout == f"tlc-run {version}\n"
+    assert told(tlc_run, "--version").stdout == f"tlc-run {version}\n"
