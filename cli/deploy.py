@@ -37,6 +37,8 @@ _SUFFIX = ".tlc"
 @click.option("--remote-dir", default="~/.cache/tlc", show_default=True, help="Folder on the device.")
 @click.option("--timeout", default="3600s", show_default=True, help="Longest wait for one step.")
 @click.option("-o", "--out", type=_PATH, default=Path("tlc-deploy"), show_default=True, help="Folder of the results.")
+@click.option("--label", default="", help="Of the runs in the history, such as a commit.")
+@click.option("--no-history", is_flag=True, help="Leave the runs out of the history.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def deploy_command(words: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
@@ -52,6 +54,7 @@ def deploy_command(words: tuple[str, ...], as_json: bool, quiet: bool, **options
       tlc deploy orin-1 orin-2 model.tlc --data photos/val --lock-clocks
       tlc deploy --fleet fleet.toml model.tlc
     """
+    from tlc.cli.history import keep
     from tlc.runtime.deploy_report import DeployReport
     from tlc.runtime.fleet import deploy_all
 
@@ -66,6 +69,9 @@ def deploy_command(words: tuple[str, ...], as_json: bool, quiet: bool, **options
             ) from None
     report = DeployReport(tlc_version=version("tlc"), command=shlex.join(["tlc", *sys.argv[1:]]), devices=reports)
     click.echo(report.model_dump_json() if as_json else "\n".join(report_lines(report)))
+    for device in reports:
+        if device.bench is not None:
+            keep(device.bench, label=options["label"], off=options["no_history"])
     if any(device.status != "ok" for device in reports):
         sys.exit(1)
 

@@ -164,7 +164,7 @@ class Visit:
         found.telemetry = found.samples.ranges()
         write_text(found.folder / "telemetry.csv", found.samples.as_csv())
         try:
-            found.bench = BenchReport.model_validate(step.result)
+            found.bench = _named(BenchReport.model_validate(step.result), self._manifest.name)
         except ValidationError as error:
             raise TlcError(
                 f"what tlc-run on {self._remote.host} measured is no report of this tlc: {error.errors()[0]['msg']}",
@@ -214,6 +214,15 @@ class Visit:
                 self._watch.say(f"sending {name}: {100 * done / total:.0f} % of {total / 1e6:.1f} MB")
 
         return on_bytes
+
+
+def _named(report: BenchReport, name: str) -> BenchReport:
+    """Return a report of one model under the bundle's name: its path on the device differs with every version."""
+    models = [model.model_copy(update={"name": name}) for model in report.models]
+    warnings = [
+        warning if warning.model is None else warning.model_copy(update={"model": name}) for warning in report.warnings
+    ]
+    return report.model_copy(update={"models": models, "warnings": warnings})
 
 
 def _who() -> str:

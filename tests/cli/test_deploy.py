@@ -47,6 +47,20 @@ def test_the_table_has_what_was_measured_and_progress_goes_to_stderr(server: Ssh
     assert "bench: working" not in done.stdout
 
 
+def test_what_was_measured_is_kept_in_the_history_under_the_bundles_name(
+    server: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TLC_HISTORY", str(tmp_path / "history.sqlite"))
+
+    tlc("device", "tiny.tlc", "--quiet", "--label", "first")
+    tlc("device", "tiny.tlc", "--quiet", "--no-history")
+    listed = CliRunner().invoke(main, ["history", "list"])
+
+    assert listed.exit_code == 0, listed.output
+    assert "first" in listed.stdout
+    assert listed.stdout.count("tiny") == 1
+
+
 def test_json_is_the_report_and_quiet_is_quiet(server: Sshd) -> None:
     done = tlc("device", "tiny.tlc", "--json", "--quiet", "--threads", "2", "--duration", "500ms")
 
