@@ -97,7 +97,13 @@ def corpus() -> dict[str, bytes]:
     members = {"a.npy": npy(np.arange(6, dtype=np.uint8).reshape(2, 3)), "classes.npy": npy(np.array(["cat", "dog"]))}
     savez = io.BytesIO()
     np.savez(savez, x=np.zeros((2, 2), np.uint8))
-    record = {"onnx": "m.onnx", "target": "jetson-orin", "plan_sha256": "0" * 64, "tensorrt": "10.3.0.26", "sm": "8.7"}
+    record: dict[str, object] = {
+        "onnx": "m.onnx",
+        "target": "jetson-orin",
+        "plan_sha256": "0" * 64,
+        "tensorrt": "10.3.0.26",
+        "sm": "8.7",
+    }
     record |= {"gpu": "Orin", "version_compatible": False, "hardware_compatible": True, "stripped": False}
     return {
         "json/values.json": b'{"a": [1, -2.5e-3, true, false, null], "b": {"c": "x\\u00e9\\ud83d\\ude00\\n"}, "e": []}',
