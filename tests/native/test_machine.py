@@ -110,7 +110,10 @@ PC = {
     "sys/class/powercap/intel-rapl:0:0/max_energy_range_uj": 2,
     "run/systemd/container": "lxc",
 }
-ODD_RAILS = {f"{I2C}/6-0040/iio:device0/rail_name_0": "ELSE", f"{I2C}/6-0040/iio:device0/in_power0_input": 2500}
+ODD_RAILS: dict[str, Any] = {
+    f"{I2C}/6-0040/iio:device0/rail_name_0": "ELSE",
+    f"{I2C}/6-0040/iio:device0/in_power0_input": 2500,
+}
 
 
 @pytest.fixture(scope="module")

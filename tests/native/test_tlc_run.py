@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, save
 from tlc.runtime.bench import latency_of
 from tlc.runtime.bench_report import BenchReport
 from tlc.runtime.health import model_warnings
+from tlc.runtime.worker import write_feeds
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -26,6 +27,14 @@ def tlc_run() -> Path:
         assert not os.environ.get("TLC_REQUIRE_NATIVE"), f"{program} is not built"
         pytest.skip(f"{program} is not built: run `make native`")
     return program
+
+
+def told(tlc_run: Path, *arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TLC_ORT_LIB"}
+    command = [str(tlc_run), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == status, done.stderr
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +56,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(tlc_run: Path, library: Path, model: Path) -> BenchReport:
     """What `tlc-run bench --json` says of it."""
-    command = [tlc_run, "bench", model, "--duration", "0.1s", "--batch", "2", "--json", "--ort-lib", library]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return BenchReport.model_validate_json(done.stdout)
+    words = ("bench", model, "--duration", "0.1s", "--batch", "2", "--json", "--ort-lib", library)
+    return BenchReport.model_validate_json(told(tlc_run, *words).stdout)
 
 
 def test_its_report_is_a_bench_report_of_one_launch(report: BenchReport, model: Path) -> None:
@@ -80,23 +87,14 @@ def test_its_warnings_are_python_s(report: BenchReport) -> None:
 
 
 def test_real_inputs_are_run_in_turns(tlc_run: Path, library: Path, model: Path, tmp_path: Path) -> None:
-    arrays = {f"{place}/x": np.ones((1, 3, 8, 4 + place), np.float32) for place in range(3)}
-    np.savez(tmp_path / "inputs.npz", **arrays)
-    command = [tlc_run, "bench", model, "--inputs", tmp_path / "inputs.npz", "--rounds", "2", "--json", "--no-energy"]
-    done = subprocess.run([*command, "--ort-lib", library], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    launch = BenchReport.model_validate_json(done.stdout).models[0].launches[0]
+    feeds = [{"x": np.ones((1, 3, 8, 4 + place), np.float32)} for place in range(3)]
+    write_feeds(tmp_path / "inputs.npz", feeds)
+    words = ("bench", model, "--inputs", tmp_path / "inputs.npz", "--rounds", "2", "--json", "--no-energy")
+    report = BenchReport.model_validate_json(told(tlc_run, *words, "--ort-lib", library).stdout)
+    launch = report.models[0].launches[0]
     assert launch.block % 3 == 0
     assert launch.setting.shapes == {"x": [1, 3, 8, 4]}
     assert launch.setting.assumed == []
-
-
-def told(tlc_run: Path, *arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "TLC_ORT_LIB"}
-    command = [str(tlc_run), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == status, done.stderr
-    return done
 
 
 def test_info_says_what_is_there(tlc_run: Path, library: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, save
 
 from tlc.runtime.bench_report import Launch
@@ -89,7 +90,7 @@ def test_whole_shapes_and_real_inputs(model: Path, tmp_path: Path) -> None:
     case = Case("m", model, shapes={"x": (3, 4), "tokens": (3, 4)}, worker=NATIVE)
     with Worker(case, Limits()) as running:
         assert running.opened["shapes"] == {"x": [3, 4], "tokens": [3, 4]}
-    feeds = [
+    feeds: list[dict[str, NDArray[Any]]] = [
         {"x": np.ones((1, length), np.float32), "tokens": np.ones((1, length), np.int64), "unused": np.zeros(1)}
         for length in (2, 7, 3)
     ]
