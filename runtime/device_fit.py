@@ -1,5 +1,6 @@
 """Whether a device can take a bundle, and what has to go along with it: decided from facts, before anything is sent."""
 
+import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +10,7 @@ from tlc.runtime.device_facts import DeviceFacts
 from tlc.runtime.elf import Program, read_program, require_fitting
 from tlc.runtime.errors import TlcError
 from tlc.runtime.plan import version_key
+from tlc.runtime.target import Target
 
 _CLONE = Path(__file__).resolve().parent.parent
 _HOW_TO_BUILD = "Build tlc-run for it (docs/cross.md) and name it with --runner."
@@ -54,11 +56,16 @@ def find_runner(given: Path | None, facts: DeviceFacts, *, clone: Path = _CLONE)
 
 
 def find_library(manifest: Manifest, facts: DeviceFacts, given: Path | None) -> RuntimeLibrary | None:
-    """Return the library that runs the bundle's model: the `given` one, else the device's own, else this machine's.
+    """Return the library that runs the bundle's model, as `library_for` its target."""
+    return library_for(manifest.target, facts, given)
+
+
+def library_for(target: Target, facts: DeviceFacts, given: Path | None) -> RuntimeLibrary | None:
+    """Return the library that runs the target's models: the `given` one, else the device's own, else this machine's.
 
     None where an engine is built. Raises TlcError where there is none that fits the device.
     """
-    runtime = manifest.target.runtime
+    runtime = target.runtime
     if runtime == "tensorrt":
         return None
     option = "--ort-lib" if runtime == "onnxruntime" else "--openvino-lib"
@@ -66,8 +73,8 @@ def find_library(manifest: Manifest, facts: DeviceFacts, given: Path | None) -> 
     if runtime == "openvino":  # its library loads others that lie beside it
         if not there:
             raise TlcError(
-                f"{facts.host} has no OpenVINO, which the bundle's target {manifest.target.name} runs in.",
-                hint="Install it there (libopenvino_c.so), or pack the model for another target.",
+                f"{facts.host} has no OpenVINO, which the target {target.name} runs in.",
+                hint="Install it there (libopenvino_c.so), or choose another target.",
             )
         return RuntimeLibrary(option, None, there[0].path)
     how = (
@@ -101,6 +108,25 @@ def require_tensorrt(manifest: Manifest, facts: DeviceFacts) -> None:
         raise TlcError(
             f"{facts.host} has TensorRT {facts.tensorrt}{jetpack}, too old for a bundle made for {wanted.version}.",
             hint="Update the device, or pack the model for a target with its release: tlc targets",
+        )
+
+
+def require_backend(manifest: Manifest, host: str, info: bytes) -> None:
+    """Raise TlcError unless tlc-run on the device, which printed `info` as JSON, can run what the bundle is for."""
+    runtime = manifest.target.runtime
+    try:
+        backend = json.loads(info)["backends"].get(runtime)
+        problem = "" if backend is None else str(backend["problem"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise TlcError(
+            f"tlc-run on {host} does not say what it can run: {info[:100]!r}",
+            hint="Send a tlc-run of this tlc: --runner.",
+        ) from error
+    if backend is None:
+        raise TlcError(f"this tlc-run was built without {runtime}, which the bundle is for.", hint=_HOW_TO_BUILD)
+    if problem:
+        raise TlcError(
+            f"{runtime} does not work on {host}: {problem}", hint="Put that right there, and run this again."
         )
 
 

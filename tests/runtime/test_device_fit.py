@@ -151,5 +151,5 @@ def test_a_library_for_another_processor_and_none_at_all_are_refused(tmp_path: P
     with pytest.raises(TlcError, match=r"orin has no ONNX Runtime, and this machine none for riscv64\.") as caught:
         device_fit.find_library(arm, elsewhere, None)
     assert "--ort-lib" in caught.value.hint
-    with pytest.raises(TlcError, match="has no OpenVINO, which the bundle's target openvino runs in"):
+    with pytest.raises(TlcError, match="has no OpenVINO, which the target openvino runs in"):
         device_fit.find_library(manifest(tmp_path, "openvino"), ORIN, None)
