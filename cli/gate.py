@@ -67,7 +67,8 @@ def gate_command(candidate: Path, as_json: bool, quiet: bool, **options: Any) ->
 
     Latency is compared with the baseline's, measured now and in turns with it; while it is open which side of the
     limit it is on, both are measured again, at most twice. A candidate that crashes fails. What cannot be measured, or
-    not well enough, never passes. Limits and settings may also stand in [gate] of tlc.toml; options override them.
+    not well enough, never passes. Limits and settings may also stand in [gate] of tlc.toml; options override them. Of a
+    bundle its own limits count where no other is given.
 
     \b
     Examples:
@@ -81,7 +82,7 @@ def gate_command(candidate: Path, as_json: bool, quiet: bool, **options: Any) ->
 
     start = time.monotonic()
     options = with_target_of((candidate, options["baseline"]), options)
-    limits = _limits(options)
+    limits = _limits(candidate, options)
     _require_places(options)
     baseline = _baseline(options["baseline"], candidate, options)
     effort = Effort(
@@ -108,10 +109,12 @@ def gate_command(candidate: Path, as_json: bool, quiet: bool, **options: Any) ->
     sys.exit(EXIT_CODES[report.verdict])
 
 
-def _limits(options: Mapping[str, Any]) -> "GateLimits":
+def _limits(candidate: Path, options: Mapping[str, Any]) -> "GateLimits":
+    """Return the limits that the options name; where they name none, those of a bundle."""
+    from tlc.runtime.bundle import is_bundle, read_manifest
     from tlc.runtime.limits import GateLimits
 
-    return GateLimits(
+    limits = GateLimits(
         max_slowdown_ratio=options["max_slowdown"],
         p50_under_ms=options["p50_under"],
         p90_under_ms=options["p90_under"],
@@ -121,6 +124,7 @@ def _limits(options: Mapping[str, Any]) -> "GateLimits":
         max_drop_points=options["max_drop"],
         per_class_drop_points=options["per_class_drop"],
     )
+    return read_manifest(candidate).limits.of_gate if not limits.any and is_bundle(candidate) else limits
 
 
 def _require_places(options: Mapping[str, Any]) -> None:

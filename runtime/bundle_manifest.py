@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
+from tlc.runtime.limits import GateLimits
 from tlc.runtime.plan import ProfileShapes, TensorRecord
 from tlc.runtime.stored_zip import is_member_name
 from tlc.runtime.target import Target
@@ -41,6 +42,19 @@ class BundleLimits(_Record):
     max_size_bytes: int | None = Field(None, gt=0)
     max_slowdown_ratio: float | None = Field(None, gt=0)
     max_drop_points: float | None = Field(None, gt=0, le=100)
+
+    @property
+    def of_gate(self) -> GateLimits:
+        """The same as limits of `tlc gate`."""
+        return GateLimits(
+            p50_under_ms=self.p50_ms,
+            p90_under_ms=self.p90_ms,
+            p99_under_ms=self.p99_ms,
+            max_memory_bytes=self.max_memory_bytes,
+            max_size_bytes=self.max_size_bytes,
+            max_slowdown_ratio=self.max_slowdown_ratio,
+            max_drop_points=self.max_drop_points,
+        )
 
 
 class GoldenSample(_Record):
