@@ -148,7 +148,8 @@ const std::vector<OptionSpec>& options() {
          const auto named = parse_named("--size", v, "T=128");
          a.sizes[named.first] = parse_int("--size " + named.first, named.second, 1, std::numeric_limits<int>::max());
        }},
-      {"--inputs", "FILE", " bench ", "an .npz of real inputs (default: noise, zeros as tokens, masks of ones)",
+      {"--inputs", "FILE", " bench ",
+       "an .npz of real inputs (default: a bundle's texts, else noise, zeros as tokens, masks of ones)",
        [](Args& a, const std::string& v) { a.inputs = v; }},
       {"--seed", "N", " bench ", "seed of the noise (default 0)",
        [](Args& a, const std::string& v) { a.seed = parse_number("--seed", v, 0, INT64_MAX); }},

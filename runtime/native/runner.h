@@ -18,9 +18,11 @@ namespace tlc {
 
 struct RunRequest {
   Source source;
-  int streams = 1;    // inferences at once, each in a session of its own
-  InputSizes sizes;   // of inputs that are made up
-  std::string feeds;  // .npz of real inputs, run in turns; empty: sample_feeds()
+  int streams = 1;   // inferences at once, each in a session of its own
+  InputSizes sizes;  // of inputs that are made up
+  // .npz of real inputs, run in turns; empty: sample_feeds(), but of a bundle whose open sizes nobody gave, its golden
+  // inputs.
+  std::string feeds;
   uint64_t seed = 0;
 };
 
@@ -74,6 +76,7 @@ class BlockRunner {
   RanFor run_for(double seconds);
 
  private:
+  void choose_feeds(const RunRequest& request, const std::vector<TensorSpec>& inputs);
   void run(size_t stream, const Feeds& feeds) { contexts_[stream]->run(feeds, outputs_[stream]); }
   void time_runs(size_t stream, size_t first, int runs, SamplesNs& samples);
   void time_at_once(int runs, std::vector<SamplesNs>& samples);

@@ -1,8 +1,10 @@
 """tlc-run speaks the language of tlc's own reports."""
 
+import hashlib
 import json
 import os
 import subprocess
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, save
 
+from tlc.export.bundle import PackOptions, pack
+from tlc.export.bundle_source import source_of_file
 from tlc.runtime.bench import latency_of
 from tlc.runtime.bench_report import BenchReport
 from tlc.runtime.health import model_warnings
+from tlc.runtime.target import load_target
 from tlc.runtime.worker import write_feeds
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -95,6 +100,39 @@ def test_real_inputs_are_run_in_turns(tlc_run: Path, library: Path, model: Path,
     assert launch.block % 3 == 0
     assert launch.setting.shapes == {"x": [1, 3, 8, 4]}
     assert launch.setting.assumed == []
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    """The model with open sizes, packed."""
+    path = tmp_path_factory.mktemp("bundle") / "relu.tlc"
+    pack(source_of_file(model, load_target("cpu-x86"), fed=None, classes=(), tokenizer=None), path, PackOptions())
+    return path
+
+
+def test_a_bundle_is_measured_by_its_golden_inputs(
+    tlc_run: Path, library: Path, bundle: Path, model: Path, tmp_path: Path
+) -> None:
+    words = ("bench", bundle, "--rounds", "1", "--json", "--no-energy", "--ort-lib", library)
+    one = BenchReport.model_validate_json(told(tlc_run, *words).stdout).models[0]
+    assert (one.name, one.size_bytes) == ("relu.tlc", model.stat().st_size)
+    assert one.sha256 == hashlib.sha256(model.read_bytes()).hexdigest()
+    with np.load(bundle) as members, zipfile.ZipFile(bundle) as archive:
+        golden = json.loads(archive.read("manifest.json"))["golden"]["samples"]
+        shapes = [list(members[sample["inputs"][0].removesuffix(".npy")].shape) for sample in golden]
+    assert one.setting.shapes == {"x": shapes[0]}
+    assert one.setting.assumed == []
+    assert one.launches[0].block % len(golden) == 0
+    given = BenchReport.model_validate_json(told(tlc_run, *words, "--size", "W=9", "--threads", "2").stdout).models[0]
+    assert given.setting.shapes == {"x": [1, 3, 8, 9]}
+    assert given.setting.threads == 2
+    changed = tmp_path / "changed.tlc"
+    content = bytearray(bundle.read_bytes())
+    content[content.index(model.read_bytes()) + 40] ^= 1
+    changed.write_bytes(content)
+    done = told(tlc_run, "bench", changed, "--rounds", "1", "--ort-lib", library, status=1)
+    assert "model.onnx" in done.stderr
+    assert done.stdout == ""
 
 
 def test_info_says_what_is_there(tlc_run: Path, library: Path) -> None:
