@@ -1,7 +1,6 @@
 """One go at a device over one connection, from asking what it is to measuring; what is done already takes no time."""
 
 import getpass
-import json
 import socket
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from tlc.runtime.device_facts import DeviceFacts, facts
 from tlc.runtime.device_job import Cancelled, Job, script
 from tlc.runtime.device_lock import DeviceLock, lock_clocks, restore_settings
 from tlc.runtime.device_place import Place, base_folder, place_of, remove_files, remove_folder
-from tlc.runtime.device_step import OutOfMemoryError, Watch, forget, run_step
+from tlc.runtime.device_step import OutOfMemoryError, Watch, forget, last_words, run_step
 from tlc.runtime.errors import TlcError
 from tlc.runtime.remote import OnBytes, Remote
 from tlc.runtime.telemetry import Range, Samples, Telemetry
@@ -100,16 +99,13 @@ class Visit:
         if place.library is not None and place.library.local is not None:
             self._send(place.library.local, place.sent_library)
         done = self._remote.run(script('exec "$@"', place.runner, "info", "--json", *place.library_words))
-        try:
-            started = isinstance(json.loads(done.stdout), dict)
-        except ValueError:
-            started = False
-        if done.code or not started:
-            last = (done.stderr.strip().splitlines() or [f"status {done.code}"])[-1]
+        if done.code:
+            said, hint = last_words(done.stderr, done.code)
             raise TlcError(
-                f"tlc-run does not start on {self._remote.host}: {last}",
-                hint="Build one that fits it (docs/cross.md) and name it with --runner.",
+                f"tlc-run does not start on {self._remote.host}: {said}",
+                hint=hint or "Build one that fits it (docs/cross.md) and name it with --runner.",
             )
+        device_fit.require_backend(self._manifest, self._remote.host, done.stdout)
         write_bytes(self._found.folder / "info.json", done.stdout)
 
     def _send(self, local: Path, to: str) -> None:

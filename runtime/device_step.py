@@ -109,17 +109,28 @@ def _result(remote: Remote, job: Job, stdout: bytes) -> dict[str, Any]:
 
 def _failure(remote: Remote, name: str, code: int, stdout: bytes, stderr: str) -> TlcError:
     """Say what tlc-run said: lines `error: ...` and `hint: ...`; a check that did not pass says it in its JSON."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     if code == _KILLED:
         return OutOfMemoryError(
             f"the system of {remote.host} ended {name} (SIGKILL), as it does when memory runs out.",
             hint="Free memory there (on a Jetson: close the desktop), or add swap.",
         )
+    said, hint = last_words(stderr, code)
+    if code == _NOT_AS_RECORDED:
+        said = _not_as_recorded(stdout) or said
+    return TlcError(f"{name} failed on {remote.host}: {said}", hint=hint)
+
+
+def last_words(stderr: str, code: int) -> tuple[str, str]:
+    r"""Return what a program that failed said was wrong, and its hint; its last line where it is not one of ours.
+
+    >>> last_words("error: no model\\nhint: Check the path.", 1)
+    ('no model', 'Check the path.')
+    """
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     hints = [line.removeprefix("hint: ") for line in lines if line.startswith("hint: ")]
-    said = _not_as_recorded(stdout) if code == _NOT_AS_RECORDED and not errors else ""
-    said = said or (errors[-1] if errors else lines[-1] if lines else f"status {code}")
-    return TlcError(f"{name} failed on {remote.host}: {said}", hint=hints[-1] if hints else "")
+    said = errors[-1] if errors else lines[-1] if lines else f"status {code}"
+    return said, hints[-1] if hints else ""
 
 
 def _not_as_recorded(stdout: bytes) -> str:

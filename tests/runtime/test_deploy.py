@@ -14,6 +14,7 @@ import pytest
 from deployments import calls, compiled_double, write_bundle, write_double
 from sshd import HOST, Sshd, running
 
+from tlc.runtime import deploy_visit
 from tlc.runtime.deploy import deploy
 from tlc.runtime.deploy_order import Order
 from tlc.runtime.deploy_report import DeviceReport
@@ -253,6 +254,25 @@ def test_a_program_that_does_not_start_there_stops_before_the_bundle_is_sent(ser
     assert not list(server.home.glob(f"{CACHE}/bundles/*/*.tlc"))
 
 
+@pytest.mark.parametrize(
+    ("backends", "problem"),
+    [
+        ({"onnxruntime": {"version": None, "problem": "no libc"}}, "onnxruntime does not work on device: no libc"),
+        ({"tensorrt": {"version": "10.3", "problem": ""}}, "this tlc-run was built without onnxruntime"),
+        (["onnxruntime"], "does not say what it can run"),
+    ],
+)
+def test_a_runtime_that_does_not_work_there_stops_before_the_bundle_is_sent(
+    server: Sshd, order: Order, backends: object, problem: str
+) -> None:
+    write_double(server.home, info={"backends": backends})
+
+    report = deployed(server, order)
+
+    assert problem in report.problem
+    assert not list(server.home.glob(f"{CACHE}/bundles/*/*.tlc"))
+
+
 def test_an_altered_bundle_is_refused_before_the_device_is_asked(server: Sshd, order: Order) -> None:
     content = order.bundle.read_bytes().replace(b"not a model", b"not A model")
     order.bundle.write_bytes(content)
@@ -262,6 +282,46 @@ def test_an_altered_bundle_is_refused_before_the_device_is_asked(server: Sshd, o
     assert report.status == "failed"
     assert "damaged" in report.problem
     assert calls(server.home) == []
+
+
+@pytest.fixture
+def orin(server: Sshd, order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Order:
+    """An order for a device with TensorRT."""
+    real = deploy_visit.facts
+    changed = {"tensorrt": "10.3.0", "memory_available_bytes": 1 << 30}
+    monkeypatch.setattr(deploy_visit, "facts", lambda *words: real(*words).model_copy(update=changed))
+    return replace(order, bundle=write_bundle(tmp_path / "tiny.tlc", target="jetson-orin"))
+
+
+def test_an_engine_is_built_once_in_a_quarter_of_what_is_free(server: Sshd, orin: Order) -> None:
+    first, second = deployed(server, orin), deployed(server, orin)
+    rebuilt = deployed(server, replace(orin, rebuild=True))
+
+    assert first.status == "ok", first.problem
+    build, *_ = (server.home / "calls").read_text().splitlines()[1:]
+    assert build.endswith("--workspace 256M")
+    assert [report.steps[0].reused for report in (first, second, rebuilt)] == [False, True, False]
+    assert (Path(first.folder) / "tiny.plan.json").exists()
+
+
+def test_an_engine_whose_build_the_system_ends_is_built_in_less_and_that_is_said(server: Sshd, orin: Order) -> None:
+    (server.home / "fail-build").write_text('case "$*" in *64M) ;; *) kill -s KILL $$;; esac\n')
+
+    report = deployed(server, orin)
+
+    assert report.status == "ok", report.problem
+    builds = [line.split()[-1] for line in (server.home / "calls").read_text().splitlines() if line[:5] == "build"]
+    assert builds == ["256M", "128M", "64M"]
+    assert "The workspace was 256 MiB; building again with half of it." in report.notes[0]
+
+
+def test_an_engine_for_which_there_is_never_enough_memory_is_given_up(server: Sshd, orin: Order) -> None:
+    (server.home / "fail-build").write_text("kill -s KILL $$\n")
+
+    report = deployed(server, orin)
+
+    assert report.problem.startswith("the system of device ended build (SIGKILL), as it does when memory runs out")
+    assert calls(server.home) == ["info", *["build"] * 5]
 
 
 def test_data_is_sent_once_and_evaluated_there(server: Sshd, order: Order, tmp_path: Path) -> None:

@@ -17,6 +17,11 @@ from tlc.runtime.target import load_target
 
 SOURCE = Path(__file__).with_name("fake_tlc_run.c")
 
+BACKENDS = {
+    "onnxruntime": {"version": "onnxruntime 1.31.1", "problem": ""},
+    "tensorrt": {"version": "tensorrt 10.3.0.30", "problem": ""},
+}
+
 # Each command appends a line to ~/calls; ~/hold-NAME makes it wait, ~/fail-NAME, a shell script, makes it fail.
 _DOUBLE = r"""#!/bin/sh
 cd "$HOME" || exit 1
@@ -37,7 +42,7 @@ cat "answer-$name.json"
 def answers(**changed: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the double answers to each command."""
     return {
-        "info": {"tlc_version": "0.1.0", "backends": {"onnxruntime": "1.31.1"}, "machine": "x86_64"},
+        "info": {"tlc_version": "0.1.0", "backends": BACKENDS, "machine": "x86_64"},
         "build": {"plan": "tiny.plan", "attempts": []},
         "check": {"ok": True},
         "eval": {"samples": 4, "top1": 0.75},
