@@ -39,9 +39,9 @@ def library() -> str:
 
 def save(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: dict[str, Any]) -> Path:
     """Write an ONNX file whose inputs and outputs are (name, type, shape)."""
-    values = [[helper.make_tensor_value_info(*each) for each in part] for part in (inputs, outputs)]
+    taken, given = ([helper.make_tensor_value_info(*each) for each in part] for part in (inputs, outputs))
     tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "net", *values, tensors)
+    graph = helper.make_graph(nodes, "net", taken, given, tensors)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
 
@@ -51,7 +51,8 @@ def conv_net(path: Path) -> Path:
     rng = np.random.default_rng(0)
 
     def weights(*shape: int) -> NDArray[np.float32]:
-        return (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        values: NDArray[np.float32] = (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        return values
 
     nodes = [
         helper.make_node("Conv", ["x", "w1"], ["a"], pads=[1, 1, 1, 1]),
@@ -119,7 +120,7 @@ def run(
         folder.mkdir()
         for number, array in enumerate(feed):
             np.save(folder / f"{number}.npy", array)
-    command = [probe, "openvino", library, how, model, str(contexts), *folders]
+    command = [str(word) for word in (probe, "openvino", library, how, model, contexts, *folders)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     facts: dict[str, Any] = json.loads(done.stdout)
