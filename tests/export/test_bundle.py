@@ -314,7 +314,7 @@ def test_a_text_model_travels_with_its_tokenizer(tmp_path: Path) -> None:
 
 def test_options_that_contradict_the_source_are_refused(tmp_path: Path) -> None:
     model = write_net(tmp_path / "net.onnx")
-    cases = [
+    cases: list[tuple[Path, dict[str, Any], str]] = [
         (tmp_path / "net.zip", {}, r"net.zip does not end in .tlc"),
         (tmp_path / "net.tlc", {"name": "a b"}, "'a b' is no name of a bundle"),
         (tmp_path / "net.tlc", {"with_reference": True}, "comes without a float original"),

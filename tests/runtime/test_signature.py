@@ -5,22 +5,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from keys import allow, make_key
 
 from tlc.runtime.errors import TlcError
-from tlc.runtime.signature import NAMESPACE, sign, verify
+from tlc.runtime.signature import sign, verify
 
 pytestmark = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-keygen is not here: install OpenSSH")
-
-
-def make_key(path: Path, kind: str = "ed25519") -> Path:
-    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", "", "-f", str(path)], check=True)
-    return path
-
-
-def allow(path: Path, name: str, key: Path, namespaces: str = NAMESPACE) -> Path:
-    kind, public = key.with_suffix(".pub").read_text().split()[:2]
-    path.write_text(f'{name} namespaces="{namespaces}" {kind} {public}\n')
-    return path
 
 
 @pytest.fixture
