@@ -155,7 +155,7 @@ class Visit:
             with telemetry:
                 step = self._step(place, "bench", words)
         finally:
-            if "bench" not in found.steps or not found.steps["bench"].reused:
+            if "bench" in self._watch.started:
                 found.samples.rows += telemetry.samples.rows
         found.telemetry = found.samples.ranges()
         write_text(found.folder / "telemetry.csv", found.samples.as_csv())
@@ -184,9 +184,8 @@ class Visit:
             keep=lambda suffix, content: write_bytes(found.folder / f"{name}.{suffix}", content),
         )
         found.advanced = True
-        if name not in found.steps or not step.reused:  # what this run itself did is not reused after a drop
-            found.steps[name] = step
-        return found.steps[name]
+        found.steps.setdefault(name, step)
+        return step
 
     def _compare_settings(self, base: str) -> None:
         """See that the device is as it was found."""

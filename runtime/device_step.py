@@ -37,6 +37,8 @@ class Watch:
     """Gets what belongs into the report."""
     timeout_s: float
     cancelled: threading.Event
+    started: set[str] = field(default_factory=set)
+    """Steps that this run has started."""
     lost: "Counter[str]" = field(default_factory=Counter)
     """How often each step vanished."""
 
@@ -51,7 +53,7 @@ def run_step(remote: Remote, job: Job, watch: Watch, *, keep: Callable[[str, byt
     name: StepName = PurePosixPath(job.folder).name  # type: ignore[assignment]
     begun = time.monotonic()
     state, code = job_state(remote, job)
-    reused = state == "done"
+    reused = state == "done" and name not in watch.started  # what was started before a drop is this run's own
     watch.say(
         f"{name}: {'done before' if reused else 'still running, waiting for it' if state == 'running' else '...'}"
     )
@@ -60,6 +62,7 @@ def run_step(remote: Remote, job: Job, watch: Watch, *, keep: Callable[[str, byt
             _count_loss(remote, name, state, watch)
         if state != "running":
             start(remote, job)
+            watch.started.add(name)
         follow(
             remote,
             job,
