@@ -12,17 +12,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tlc.cli.cases import case_of, limit_options, limits_from, with_target_of
+from tlc.cli.devices import device_options, host_of
 from tlc.cli.options import model_options
 from tlc.cli.progress import progress
 from tlc.runtime.errors import TlcError, UsageError
 
 if TYPE_CHECKING:
+    from tlc.runtime.bench import Timing
     from tlc.runtime.bench_report import BenchReport, Latency, ModelBench, Peaks
     from tlc.runtime.process import Case
 
 _PATH = click.Path(path_type=Path)
 _SAMPLES = (".json", ".parquet")
 _MOST_LAYERS = 15
+_DEVICE = "{device}"
+"""In the name of a file: stands for the device's."""
 
 
 def _counts(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...]:
@@ -58,6 +62,7 @@ def _counts(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
 @click.option("--profile", is_flag=True, help="Time every layer, in a run of its own.")
 @click.option("--roofline", is_flag=True, help="Measure the machine's peaks, and how far each model is from them.")
 @click.option("--energy/--no-energy", default=True, show_default=True, help="Where this machine has a counter.")
+@device_options(several=True)
 @limit_options
 @model_options
 @click.option("--samples", type=_PATH, help="Write every sample to FILE.parquet or FILE.json.")
@@ -73,24 +78,59 @@ def bench_command(models: tuple[Path, ...], as_json: bool, quiet: bool, **option
     values of --threads, --batch, --streams or --size are measured one after the other. A model that crashes, hangs or
     outgrows its memory is reported, and the others are measured; exit status 1 then.
 
+    With --device the models run on another machine, in tlc-run, which is sent there with what it needs; several devices
+    are measured one after the other, and names of files have to hold {device} then.
+
     \b
     Examples:
       tlc bench model.onnx int8.onnx --threads 1
       tlc bench model.onnx --batch 1,4,16 --samples samples.json
       tlc bench model.pt model.onnx --arch torchvision:resnet18
+      tlc bench model.onnx int8.onnx --device pi@kitchen
     """
     from tlc.cli.history import keep
-    from tlc.compress.events import Progress
-    from tlc.runtime.bench import Timing, bench_report
+    from tlc.runtime.bench import Timing
     from tlc.runtime.limits import parse_ms
 
-    samples = options["samples"]
-    if samples is not None and samples.suffix not in _SAMPLES:
-        raise UsageError(f"--samples {samples} is neither .json nor .parquet", hint="Name it samples.json.")
+    _require_places(options)
     options = with_target_of(models, options)
     timing = Timing(parse_ms(options["duration"]) / 1000, options["rounds"], options["launches"], options["seed"])
     groups = [_cases(models, setting, options) for setting in _settings(options)]
-    with progress(quiet=quiet) as emit:
+    devices = options["device"] or (None,)
+    failed = False
+    for device in devices:
+        try:
+            report = _measured(device, groups, timing, options, quiet=quiet)
+        except TlcError as error:
+            if len(devices) == 1:
+                raise
+            click.echo(f"error: {error.message}\nhint: {error.hint}", err=True)
+            failed = True
+            continue
+        _write(report, options)
+        click.echo(report.model_dump_json() if as_json else "\n".join(report_lines(report)))
+        keep(report, label=options["label"], off=options["no_history"])
+        failed |= any(model.status != "ok" for model in report.models)
+    if failed:
+        sys.exit(1)
+
+
+def _measured(
+    device: str | None,
+    groups: "Sequence[Sequence[Case]]",
+    timing: "Timing",
+    options: Mapping[str, Any],
+    *,
+    quiet: bool,
+) -> "BenchReport":
+    """Measure on one device; None is this machine."""
+    from tlc.compress.events import Progress
+    from tlc.runtime.bench import bench_report
+
+    with (
+        progress(quiet=quiet) as emit,
+        host_of(device, [case for cases in groups for case in cases], options) as host,
+    ):
         report = bench_report(
             groups,
             timing,
@@ -99,18 +139,35 @@ def bench_command(models: tuple[Path, ...], as_json: bool, quiet: bool, **option
             profile=options["profile"],
             command=shlex.join(["tlc", *sys.argv[1:]]),
             on_progress=lambda what, done, total: emit(Progress(what, done, total)),
+            host=host,
         )
-        report = _with_facts(report, groups, roofline=options["roofline"])
-    _write(report, options)
-    click.echo(report.model_dump_json() if as_json else "\n".join(report_lines(report)))
-    keep(report, label=options["label"], off=options["no_history"])
-    if any(model.status != "ok" for model in report.models):
-        sys.exit(1)
+        return _with_facts(report, groups, roofline=options["roofline"])
+
+
+def _require_places(options: Mapping[str, Any]) -> None:
+    """Raise UsageError for options that cannot be done together, before anything is measured."""
+    samples, devices = options["samples"], options["device"]
+    if samples is not None and samples.suffix not in _SAMPLES:
+        raise UsageError(f"--samples {samples} is neither .json nor .parquet", hint="Name it samples.json.")
+    for name in ("profile", "roofline"):
+        if devices and options[name]:
+            raise UsageError(
+                f"--{name} is measured on this machine alone", hint=f"Leave --{name} out, or run tlc on the device."
+            )
+    for name in ("output", "samples"):
+        path = options[name]
+        if len(devices) > 1 and path is not None and _DEVICE not in str(path):
+            raise UsageError(
+                f"--{name} {path} would be written by {len(devices)} devices",
+                hint=f"Put {_DEVICE} into the name, such as {path.stem}-{_DEVICE}{path.suffix}.",
+            )
 
 
 def report_lines(report: "BenchReport") -> list[str]:
     """Return the report as lines of text."""
-    lines: list[str] = []
+    device = report.environment.get("device")
+    what = report.environment.get("board") or report.environment.get("cpu_model") or report.environment.get("machine")
+    lines = ["", f"on {device}: {what}"] if device else []
     groups: dict[str, list[ModelBench]] = {}
     for model in report.models:
         groups.setdefault(_setting_text(model), []).append(model)
@@ -213,10 +270,15 @@ def _with_facts(report: "BenchReport", groups: "Sequence[Sequence[Case]]", *, ro
 def _write(report: "BenchReport", options: Mapping[str, Any]) -> None:
     from tlc.runtime.artifact import write_text
 
-    if options["output"] is not None:
-        write_text(options["output"], report.model_dump_json())
-    if options["samples"] is not None:
-        _write_samples(report, options["samples"])
+    device = re.sub(r"[^\w.@-]", "_", report.environment.get("device") or "")
+    output, samples = (
+        None if options[name] is None else Path(str(options[name]).replace(_DEVICE, device))
+        for name in ("output", "samples")
+    )
+    if output is not None:
+        write_text(output, report.model_dump_json())
+    if samples is not None:
+        _write_samples(report, samples)
 
 
 def _write_samples(report: "BenchReport", path: Path) -> None:

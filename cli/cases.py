@@ -20,19 +20,21 @@ def case_of(name: str, path: Path, options: Mapping[str, Any], *, threads: int |
 
     `options` are those of the command, `--inputs` and those of a model among them; `setting` is as `Case` takes it.
     """
-    from tlc.runtime.bundle import is_bundle, unpacked
+    from tlc.runtime.bundle import is_bundle, read_manifest, unpacked
     from tlc.runtime.process import Case
     from tlc.runtime.sessions import ENGINES
     from tlc.runtime.target import load_target
 
     if not path.exists():
         raise TlcError(f"no model at {path}", hint="Check the path.")
-    if is_bundle(path):
+    # On a device the bundle's engine lies beside it, where `tlc deploy` built it.
+    engine = is_bundle(path) and options.get("device") and read_manifest(path).target.runtime == "tensorrt"
+    if is_bundle(path) and not engine:
         path = unpacked(path)
     target = None if options["target"] is None else load_target(options["target"])
     setting["threads"] = threads or (1 if target is None else target.threads)
     setting["feeds"] = options["inputs"]
-    if path.suffix.lower() in (".onnx", *ENGINES):
+    if engine or path.suffix.lower() in (".onnx", *ENGINES):
         return Case(name, path, target, **setting)
     from tlc.compress.torch_worker import torch_case
 

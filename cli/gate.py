@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tlc.cli.cases import case_of, limit_options, limits_from, quantity, with_target_of
+from tlc.cli.devices import device_options, host_of
 from tlc.cli.gate_config import read_config
 from tlc.cli.history import keep
 from tlc.cli.options import data_options, model_options, recipe_from
@@ -50,6 +51,7 @@ _POINTS = click.FloatRange(0, 100, min_open=True)
 @click.option("--self-check", is_flag=True, help="Compare the baseline with itself first; that has to pass.")
 @click.option("--any-machine", is_flag=True, help="Compare with a stored report of another machine, too.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the order and the inputs.")
+@device_options(several=False)
 @limit_options
 @data_options(required=False)
 @model_options
@@ -68,7 +70,7 @@ def gate_command(candidate: Path, as_json: bool, quiet: bool, **options: Any) ->
     Latency is compared with the baseline's, measured now and in turns with it; while it is open which side of the
     limit it is on, both are measured again, at most twice. A candidate that crashes fails. What cannot be measured, or
     not well enough, never passes. Limits and settings may also stand in [gate] of tlc.toml; options override them. Of a
-    bundle its own limits count where no other is given.
+    bundle its own limits count where no other is given. With --device all is measured on another machine, by tlc-run.
 
     \b
     Examples:
@@ -79,11 +81,17 @@ def gate_command(candidate: Path, as_json: bool, quiet: bool, **options: Any) ->
     from tlc.compress.events import Progress
     from tlc.runtime.gate import Effort, gate
     from tlc.runtime.gate_report import EXIT_CODES
+    from tlc.runtime.process import Case
 
     start = time.monotonic()
     options = with_target_of((candidate, options["baseline"]), options)
     limits = _limits(candidate, options)
     _require_places(options)
+    if options["device"] and limits.needs_accuracy:
+        raise UsageError(
+            "A limit on accuracy is not held on a device by tlc gate",
+            hint="Leave --device out, or evaluate there with `tlc deploy --data`.",
+        )
     baseline = _baseline(options["baseline"], candidate, options)
     effort = Effort(
         rounds=options["rounds"],
@@ -92,16 +100,20 @@ def gate_command(candidate: Path, as_json: bool, quiet: bool, **options: Any) ->
         any_machine=options["any_machine"],
         limits=limits_from(options),
     )
-    with progress(quiet=quiet) as emit:
+    case = _case(candidate, options)
+    cases = [case, baseline] if isinstance(baseline, Case) else [case]
+    score = _scoring(candidate, limits, options)
+    with progress(quiet=quiet) as emit, host_of(options["device"], cases, options) as host:
         report = gate(
-            _case(candidate, options),
+            case,
             baseline,
             limits,
             seed=options["seed"],
             effort=effort,
-            score=_scoring(candidate, limits, options),
+            score=score,
             command=shlex.join(["tlc", *sys.argv[1:]]),
             on_progress=lambda what, done, total: emit(Progress(what, done, total)),
+            host=host,
         )
     _print(report, as_json=as_json)
     _write(report, options, time.monotonic() - start)

@@ -147,9 +147,12 @@ def _escaped(text: str) -> str:
 
 
 def _title(report: "GateReport") -> str:
+    device = report.bench.environment.get("device")
+    where = f" on {device}" if device else ""
     if report.stored_baseline is not None:
-        return f"{report.candidate} against {report.baseline} of {report.stored_baseline}"
-    return report.candidate if report.baseline is None else f"{report.candidate} against {report.baseline}"
+        return f"{report.candidate} against {report.baseline} of {report.stored_baseline}{where}"
+    against = "" if report.baseline is None else f" against {report.baseline}"
+    return f"{report.candidate}{against}{where}"
 
 
 def _effort(report: "GateReport") -> str:

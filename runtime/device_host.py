@@ -22,21 +22,18 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from tlc.runtime import sysfs
-from tlc.runtime.artifact import sha256_file
 from tlc.runtime.bench_report import BenchWarning
 from tlc.runtime.device_job import SSH_FAILED
 from tlc.runtime.device_lock import DeviceLock
+from tlc.runtime.device_models import place_model
 from tlc.runtime.environment import environment
 from tlc.runtime.errors import TlcError
 from tlc.runtime.health import Snapshot, snapshot
 from tlc.runtime.host import PID_WORD, Host, Process, available_bytes, kill_group, request_of, require_onnx_or_engine
-from tlc.runtime.model_files import model_files, model_sha256
-from tlc.runtime.plan import sidecar
 from tlc.runtime.power import Meter
 from tlc.runtime.remote import Dropped, Remote, RemoteError
 from tlc.runtime.remote_power import open_remote_meters
 from tlc.runtime.remote_tree import FIXED, MEMORY, METERS, MOVING, fetch_tree
-from tlc.runtime.sessions import ENGINES
 
 if TYPE_CHECKING:
     from tlc.runtime.process import Case, Limits
@@ -171,18 +168,7 @@ class DeviceHost(Host):
         stat = path.stat()
         key = (str(path.absolute()), stat.st_size, stat.st_mtime_ns)
         if key not in self._placed:
-            files = model_files(path)
-            digest = model_sha256(path)
-            if path.suffix in ENGINES and sidecar(path).is_file():
-                files.append(sidecar(path))
-                digest = sha256_file(sidecar(path))
-            folder = f"{self._base}/models/{digest[:16]}"
-            for file in files:
-                name = file.relative_to(path.parent)
-                if ".." in name.parts:
-                    raise TlcError(f"{path} keeps data outside of its folder: {name}", hint="Put them into one folder.")
-                self._remote.push(file, f"{folder}/{name.as_posix()}")
-            self._placed[key] = f"{folder}/{path.name}"
+            self._placed[key] = place_model(self._remote, self._base, path)
         return self._placed[key]
 
     def close(self) -> None:
