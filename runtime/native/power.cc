@@ -216,10 +216,12 @@ Meters open_meters(const std::string& root) {
 }
 
 double mean_watts(Meter& meter, const std::function<void()>& step) {
-  const auto start = Clock::now();
+  // The clock is read behind the meter each time, so that what lies between the two cancels.
   const double before = meter.joules();
+  const auto start = Clock::now();
   step();
-  return (meter.joules() - before) / seconds_since(start);
+  const double after = meter.joules();
+  return (after - before) / seconds_since(start);
 }
 
 }  // namespace tlc

@@ -25,7 +25,7 @@ int main(int argc, char** argv) {
   const tlc::Meters found = tlc::open_meters(root);
   for (const auto& meter : found.found) {
     meters.add(meter->name(),
-               tlc::mean_watts(*meter, [] { std::this_thread::sleep_for(std::chrono::milliseconds(120)); }));
+               tlc::mean_watts(*meter, [] { std::this_thread::sleep_for(std::chrono::milliseconds(400)); }));
   }
   probe.add("environment", environment)
       .add("identity", tlc::machine_identity(environment))

