@@ -48,6 +48,8 @@ set(CMAKE_FIND_ROOT_PATH "${TLC_SYSROOT}")
 if(NOT TLC_SYSROOT)
   set(CMAKE_FIND_ROOT_PATH "${CMAKE_CURRENT_LIST_DIR}/no-sysroot")
 endif()
+# Debian keeps jconfig.h here; behind Zig's own headers, should the folder have a glibc's too.
+set(CMAKE_CXX_FLAGS_INIT "-idirafter \"${TLC_SYSROOT}/usr/include/${CMAKE_LIBRARY_ARCHITECTURE}\"")
 set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
 set(CMAKE_FIND_ROOT_PATH_MODE_LIBRARY ONLY)
 set(CMAKE_FIND_ROOT_PATH_MODE_INCLUDE ONLY)
