@@ -1,6 +1,10 @@
 """`tlc deploy`: options, fleets and what is printed, against a real OpenSSH server and a double of tlc-run."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,3 +127,23 @@ def test_a_file_that_is_no_bundle_is_refused_before_a_device_is_asked(server: Ss
     assert done.exit_code == 1
     assert "is not a whole zip file" in done.stderr
     assert calls(server.home) == []
+
+
+def test_ctrl_c_ends_what_runs_on_the_device_before_it_says_so(server: Sshd) -> None:
+    (server.home / "hold-bench").touch()
+    command = [sys.executable, "-m", "tlc.cli", "deploy", "device", "tiny.tlc", "--runner", "tlc-run"]
+    with subprocess.Popen(
+        [*command, "--ort-lib", "tlc-run"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as child:
+        assert child.stderr is not None
+        for line in child.stderr:
+            if "bench: bench: working" in line:
+                break
+        os.killpg(child.pid, signal.SIGINT)  # a terminal sends it to everyone
+        rest = child.stderr.read()
+
+    (pid,) = server.home.glob(".cache/tlc/bundles/*/steps/bench/pid")
+    assert child.returncode == 1
+    assert "error: Interrupted; what ran on the devices was ended" in rest
+    assert not Path(f"/proc/{pid.read_text().strip()}/exe").exists()
+    assert not (server.home / ".cache/tlc/holder").exists()

@@ -372,6 +372,31 @@ def test_a_step_that_takes_too_long_is_ended(server: Sshd, order: Order) -> None
     until(lambda: not alive(step_pid(server, "bench")))
 
 
+def test_a_file_that_was_altered_on_the_device_is_sent_again(server: Sshd, order: Order) -> None:
+    deployed(server, order)
+    (sent,) = server.home.glob(f"{CACHE}/bundles/*/tiny.tlc")
+    sent.write_bytes(sent.read_bytes()[:-1] + b"x")
+
+    assert deployed(server, order).status == "ok"
+    assert sent.read_bytes() == order.bundle.read_bytes()
+
+
+def test_a_host_with_another_key_than_the_one_on_record_gets_nothing(
+    server: Sshd, order: Order, tmp_path: Path
+) -> None:
+    other = server.folder / "known_hosts.other"
+    key = (server.folder / "user.pub").read_text().split()[:2]
+    other.write_text(f"[127.0.0.1]:{server.port} {key[0]} {key[1]}\n")
+    config = server.configured("wrong", UserKnownHostsFile=str(other))
+
+    report = deployed(replace(server, config=config), order)
+
+    assert report.status == "failed"
+    assert "host key is not the one on record" in report.problem
+    assert "ssh-keygen -R" in report.problem
+    assert not (server.home / CACHE).exists()
+
+
 def test_a_host_that_stays_away_is_given_up_after_the_last_pause(server: Sshd, order: Order) -> None:
     (server.home / "hold-bench").touch()
     under_way = Run(server, order)

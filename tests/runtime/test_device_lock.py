@@ -1,8 +1,9 @@
 """`tlc.runtime.device_lock` against a real OpenSSH server; sudo, jetson_clocks and /sys are doubles."""
 
+import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -212,3 +213,21 @@ def _with_path(remote: Remote, programs: Path, base: str) -> None:
     remote.check(f"PATH={programs}:$PATH\n" + script(_LOCK_CLOCKS, base, "/sys"))
     path = Path(base) / "restore.sh"
     path.write_text(f"PATH={programs}:$PATH\n" + path.read_text())
+
+
+def test_a_device_without_flock_is_refused(server: Sshd, tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("sh", "mkdir", "cat", "date"):
+        (programs / name).symlink_to(shutil.which(name) or name)
+
+    class Bare(Remote):
+        def popen(self, argv: Sequence[str]) -> list[str]:
+            return super().popen(["env", f"PATH={programs}", *argv])
+
+    with (
+        Bare(HOST, config=server.config) as remote,
+        pytest.raises(TlcError, match="device has no flock, which") as caught,
+    ):
+        lock(remote, f"{server.home}/tlc")
+    assert "util-linux" in caught.value.hint

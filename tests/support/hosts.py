@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-_NET = "10.213.87"  # of the bridge alone; nothing outside is reached
+_NET = f"10.213.{os.getpid() % 250}"  # of the bridge alone; nothing outside is reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,8 @@ def hosts(folder: Path, names: list[str]) -> Iterator[tuple[dict[str, Host], Pat
     folder.mkdir(parents=True)
     tag = f"tlc{os.getpid() % 100000}"
     try:
+        _ip("netns", "add", tag)
+        _ip("netns", "del", tag)
         _ip("link", "add", tag, "type", "bridge")
     except subprocess.CalledProcessError as error:
         pytest.skip(f"no network namespaces here: {error.stderr.strip()}")
