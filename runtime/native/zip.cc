@@ -1,17 +1,12 @@
 #include "zip.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cstring>
 #include <initializer_list>
 #include <utility>
 
 #include "crc32.h"
 #include "error.h"
+#include "zip_input.h"
 
 namespace tlc {
 
@@ -111,68 +106,12 @@ bool take_zip64(const std::string& extra, std::initializer_list<uint64_t*> numbe
   return true;
 }
 
-struct Descriptor {
-  explicit Descriptor(int number_) : number(number_) {}
-  ~Descriptor() {
-    if (number >= 0) close(number);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-
-  const int number;
-};
-
-}  // namespace
-
-struct ZipFile::Input {
-  explicit Input(const std::string& path_) : path(path_), file(open(path_.c_str(), O_RDONLY | O_CLOEXEC)) {
-    struct stat status{};
-    if (file.number < 0 || fstat(file.number, &status) != 0) {
-      throw Error("cannot read " + path + ": " + std::strerror(errno), "Check the path.");
-    }
-    if (!S_ISREG(status.st_mode)) throw Error(path + " is not a file", "Check the path.");
-    size_bytes = static_cast<uint64_t>(status.st_size);
-  }
-
-  [[noreturn]] void fail(const std::string& problem) const {
-    throw Error(path + ": " + problem, "Copy the file again; if that does not help, make it again.");
-  }
-
-  void read(uint64_t offset, void* bytes, size_t count) const {
-    auto* to = static_cast<char*>(bytes);
-    while (count > 0) {
-      const ssize_t got = pread(file.number, to, count, static_cast<off_t>(offset));
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) throw Error("cannot read " + path + ": " + std::strerror(errno), "Check the disk.");
-      if (got == 0) fail("cut short while it was read");
-      to += got;
-      offset += static_cast<uint64_t>(got);
-      count -= static_cast<size_t>(got);
-    }
-  }
-
-  std::string text(uint64_t offset, uint64_t count) const {
-    if (offset > size_bytes || count > size_bytes - offset) fail("cut short, or not a zip file");
-    std::string out(static_cast<size_t>(count), '\0');
-    read(offset, &out[0], out.size());
-    return out;
-  }
-
-  Directory directory() const;
-  std::vector<Entry> entries(const Directory& directory) const;
-  uint64_t data_offset(const Entry& entry) const;
-
-  const std::string path;
-  const Descriptor file;
-  uint64_t size_bytes = 0;
-};
-
-Directory ZipFile::Input::directory() const {
-  if (size_bytes < kEndBytes) fail("cut short, or not a zip file");
-  uint64_t end = size_bytes - kEndBytes;  // of the directory
-  const std::string bytes = text(end, kEndBytes);
+Directory read_end(const ZipInput& input) {
+  if (input.size_bytes() < kEndBytes) input.fail("cut short, or not a zip file");
+  uint64_t end = input.size_bytes() - kEndBytes;  // of the directory
+  const std::string bytes = input.text(end, kEndBytes);
   Fields fields(bytes.data());
-  if (fields.u32() != kEndSignature) fail("cut short, or not a zip file, or one with a comment");
+  if (fields.u32() != kEndSignature) input.fail("cut short, or not a zip file, or one with a comment");
   const bool in_parts = fields.u32() != 0;  // two numbers of parts
   const uint16_t entries_of_part = fields.u16();
   Directory directory{};
@@ -180,9 +119,9 @@ Directory ZipFile::Input::directory() const {
   directory.size_bytes = fields.u32();
   directory.offset = fields.u32();
   const bool commented = fields.u16() != 0;
-  if (in_parts || entries_of_part != directory.entries || commented) fail("in several parts, or with a comment");
+  if (in_parts || entries_of_part != directory.entries || commented) input.fail("in several parts, or with a comment");
   const bool needs_64 = directory.entries == kIn64Short || directory.size_bytes == kIn64 || directory.offset == kIn64;
-  const std::string bytes64 = end < kTail64Bytes ? "" : text(end - kTail64Bytes, kTail64Bytes);
+  const std::string bytes64 = end < kTail64Bytes ? "" : input.text(end - kTail64Bytes, kTail64Bytes);
   if (!bytes64.empty() && Fields(bytes64.data() + kEnd64Bytes).u32() == kLocatorSignature) {
     end -= kTail64Bytes;
     Fields end64(bytes64.data());
@@ -203,21 +142,21 @@ Directory ZipFile::Input::directory() const {
     good &= end64.u32() == 0;  // number of the part
     good &= end64.u64() == end;
     good &= end64.u32() == 1;  // parts
-    if (!good) fail("its zip64 directory is broken");
+    if (!good) input.fail("its zip64 directory is broken");
   } else if (needs_64) {
-    fail("its zip64 directory is missing");
+    input.fail("its zip64 directory is missing");
   }
   if (directory.offset > end || directory.size_bytes != end - directory.offset) {
-    fail("cut short, or with other bytes before or after it");
+    input.fail("cut short, or with other bytes before or after it");
   }
   return directory;
 }
 
-std::vector<Entry> ZipFile::Input::entries(const Directory& directory) const {
-  const std::string bytes = text(directory.offset, directory.size_bytes);
+std::vector<Entry> read_entries(const ZipInput& input, const Directory& directory) {
+  const std::string bytes = input.text(directory.offset, directory.size_bytes);
   std::vector<Entry> entries;
   for (size_t at = 0; at < bytes.size();) {
-    if (bytes.size() - at < kEntryBytes) fail("its directory is broken");
+    if (bytes.size() - at < kEntryBytes) input.fail("its directory is broken");
     Fields fields(bytes.data() + at);
     at += kEntryBytes;
     Entry entry{};
@@ -236,33 +175,34 @@ std::vector<Entry> ZipFile::Input::entries(const Directory& directory) const {
     good &= fields.u16() == 0;  // number of the part
     fields.skip(6);             // attributes
     entry.header_offset = fields.u32();
-    if (!good || name_bytes + extra_bytes + comment_bytes > bytes.size() - at) fail("its directory is broken");
+    if (!good || name_bytes + extra_bytes + comment_bytes > bytes.size() - at) input.fail("its directory is broken");
     entry.name = bytes.substr(at, name_bytes);
     const std::string extra = bytes.substr(at + name_bytes, extra_bytes);
     at += name_bytes + extra_bytes + comment_bytes;
 
     const std::string member = "member '" + entry.name + "' ";
     if (!take_zip64(extra, {&entry.size_bytes, &entry.stored_bytes, &entry.header_offset})) {
-      fail(member + "has a broken zip64 field");
+      input.fail(member + "has a broken zip64 field");
     }
-    if (!stays_below(entry.name)) fail(member + "has a name that could leave a folder");
-    if (!known_version || (entry.flags & ~kKnownFlags) != 0) fail(member + "is encrypted, or stored in an unknown way");
+    if (!stays_below(entry.name)) input.fail(member + "has a name that could leave a folder");
+    if (!known_version || (entry.flags & ~kKnownFlags) != 0)
+      input.fail(member + "is encrypted, or stored in an unknown way");
     if (method != 0 || entry.stored_bytes != entry.size_bytes) {
-      throw Error(path + ": " + member + "is compressed",
+      throw Error(input.path() + ": " + member + "is compressed",
                   "Store members as they are: numpy.savez, not numpy.savez_compressed; tlc pack for bundles.");
     }
     entries.push_back(std::move(entry));
   }
   if (entries.size() != directory.entries) {
-    fail("its directory has " + std::to_string(entries.size()) + " members, and " + std::to_string(directory.entries) +
-         " were announced");
+    input.fail("its directory has " + std::to_string(entries.size()) + " members, and " +
+               std::to_string(directory.entries) + " were announced");
   }
   return entries;
 }
 
 // Return where the data of the member begin; throws Error unless its local header says what the directory says.
-uint64_t ZipFile::Input::data_offset(const Entry& entry) const {
-  const std::string bytes = text(entry.header_offset, kLocalBytes);
+uint64_t data_offset(const ZipInput& input, const Entry& entry) {
+  const std::string bytes = input.text(entry.header_offset, kLocalBytes);
   Fields fields(bytes.data());
   bool good = fields.u32() == kLocalSignature;
   fields.skip(2);  // version
@@ -274,22 +214,24 @@ uint64_t ZipFile::Input::data_offset(const Entry& entry) const {
   uint64_t member_bytes = fields.u32();
   const size_t name_bytes = fields.u16();
   const size_t extra_bytes = fields.u16();
-  const std::string names = text(entry.header_offset + kLocalBytes, name_bytes + extra_bytes);
+  const std::string names = input.text(entry.header_offset + kLocalBytes, name_bytes + extra_bytes);
   good &= take_zip64(names.substr(name_bytes), {&member_bytes, &stored_bytes});
   good &= names.compare(0, name_bytes, entry.name) == 0;
   if ((entry.flags & kDescriptorFlag) == 0) {
     good &= crc32 == entry.crc32 && stored_bytes == entry.size_bytes && member_bytes == entry.size_bytes;
   }
-  if (!good) fail("member '" + entry.name + "' is not what the directory says");
+  if (!good) input.fail("member '" + entry.name + "' is not what the directory says");
   return entry.header_offset + kLocalBytes + name_bytes + extra_bytes;
 }
 
-ZipFile::ZipFile(const std::string& path) : input_(std::make_unique<Input>(path)) {
-  const Directory directory = input_->directory();
-  std::vector<Entry> entries = input_->entries(directory);
+}  // namespace
+
+ZipFile::ZipFile(const std::string& path) : input_(std::make_unique<ZipInput>(path)) {
+  const Directory directory = read_end(*input_);
+  std::vector<Entry> entries = read_entries(*input_, directory);
   for (const Entry& entry : entries) {
     if (!index_.emplace(entry.name, members_.size()).second) input_->fail("member '" + entry.name + "' is there twice");
-    members_.push_back({entry.name, input_->data_offset(entry), entry.size_bytes, entry.crc32});
+    members_.push_back({entry.name, data_offset(*input_, entry), entry.size_bytes, entry.crc32});
   }
 
   // Members follow each other: what lies between two of them could be read by one program and not by another.

@@ -11,6 +11,8 @@
 
 namespace tlc {
 
+class ZipInput;
+
 struct ZipMember {
   std::string name;
   uint64_t offset;  // of its data in the file
@@ -42,9 +44,7 @@ class ZipFile {
   void stream(const ZipMember& member, const std::function<void(const char*, size_t)>& take) const;
 
  private:
-  struct Input;
-
-  std::unique_ptr<Input> input_;
+  std::unique_ptr<ZipInput> input_;
   std::vector<ZipMember> members_;
   std::map<std::string, size_t> index_;  // of members_, by name
 };
