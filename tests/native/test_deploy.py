@@ -25,6 +25,7 @@ from tlc.runtime.deploy import deploy
 from tlc.runtime.deploy_order import Order
 from tlc.runtime.deploy_report import DeviceReport
 from tlc.runtime.device_data import packed
+from tlc.runtime.device_facts import facts
 from tlc.runtime.plan import EngineRecord
 from tlc.runtime.remote import Remote
 from tlc.runtime.target import load_target
@@ -123,9 +124,8 @@ def test_an_engine_is_built_on_the_device_and_what_it_computes_is_checked(
         f'exec {doubles}/{RELEASE}/tlc-run "$@"\n'
     )
     script.chmod(0o755)
-    real = deploy_visit.facts
     monkeypatch.setattr(
-        deploy_visit, "facts", lambda *words: real(*words).model_copy(update={"tensorrt": f"{RELEASE}.0"})
+        deploy_visit, "facts", lambda *words: facts(*words).model_copy(update={"tensorrt": f"{RELEASE}.0"})
     )
     order = Order(relu_bundle(tmp_path), tmp_path / "out", runner=compiled_double(tmp_path), duration_s=0.2)
 

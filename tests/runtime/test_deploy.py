@@ -19,6 +19,7 @@ from tlc.runtime.deploy import deploy
 from tlc.runtime.deploy_order import Order
 from tlc.runtime.deploy_report import DeviceReport
 from tlc.runtime.device_data import packed
+from tlc.runtime.device_facts import facts
 from tlc.runtime.device_job import Cancelled
 from tlc.runtime.remote import Remote
 
@@ -287,9 +288,8 @@ def test_an_altered_bundle_is_refused_before_the_device_is_asked(server: Sshd, o
 @pytest.fixture
 def orin(server: Sshd, order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Order:
     """An order for a device with TensorRT."""
-    real = deploy_visit.facts
     changed = {"tensorrt": "10.3.0", "memory_available_bytes": 1 << 30}
-    monkeypatch.setattr(deploy_visit, "facts", lambda *words: real(*words).model_copy(update=changed))
+    monkeypatch.setattr(deploy_visit, "facts", lambda *words: facts(*words).model_copy(update=changed))
     return replace(order, bundle=write_bundle(tmp_path / "tiny.tlc", target="jetson-orin"))
 
 
