@@ -17,7 +17,7 @@ _LIBRARY = "libonnxruntime.so.1"
 _BASE = 'mkdir -p "$1" 2>/dev/null && cd "$1" && pwd -P'
 _THERE = 'for file; do if [ -e "$file" ]; then echo yes; else echo no; fi; done'
 # Only folders of tlc's own: --remote-dir may hold anything else.
-_REMOVE_FILES = 'cd "$1" && rm -rf bin lib bundles data'
+_REMOVE_FILES = 'cd "$1" && rm -rf bin lib bundles data models'
 _REMOVE_FOLDER = 'cd "$1" && rm -f lock clocks.conf restore.log; cd / && rmdir "$1" 2>/dev/null; true'
 
 
