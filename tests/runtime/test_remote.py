@@ -91,6 +91,22 @@ def test_a_connection_that_breaks_during_a_command_is_made_again_by_the_next(rem
     assert remote.check("echo again").strip() == "again"
 
 
+@pytest.mark.slow
+def test_a_connection_without_a_word_is_given_up_after_fifteen_seconds(sshd: Sshd) -> None:
+    with Remote(HOST, config=sshd.config) as remote:
+        remote.check("true")
+        timer = threading.Timer(1, sshd.silence)  # when the command runs there
+        timer.start()
+        start_s = time.monotonic()
+        try:
+            with pytest.raises(Dropped, match=r"^device: the connection broke: .*not responding"):
+                remote.run("sleep 50")
+        finally:
+            sshd.drop()
+        assert 10 < time.monotonic() - start_s < 30
+        assert remote.check("echo again").strip() == "again"
+
+
 def test_a_host_that_was_there_and_is_gone_is_a_dropped_one(tmp_path: Path) -> None:
     with running(tmp_path / "server") as server:
         remote = Remote(HOST, config=server.config)

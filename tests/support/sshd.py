@@ -29,11 +29,18 @@ class Sshd:
     port: int
 
     def drop(self) -> int:
-        """Break every connection, as a cable that is pulled, and return how many there were."""
+        """Break every connection, as a server that ends, and return how many processes served one."""
+        return self._signal(signal.SIGKILL)
+
+    def silence(self) -> int:
+        """Let every connection stand without a word, as a cable that is pulled; `drop` ends that, too."""
+        return self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: signal.Signals) -> int:
         sessions = [pid for pid in _descendants(self.process.pid) if _name(pid).startswith("sshd")]
         for pid in sessions:
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, number)
         return len(sessions)
 
     def sessions(self) -> int:
