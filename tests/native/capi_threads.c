@@ -1,5 +1,5 @@
 /* Infer in several threads: capi_threads MODEL THREADS RUNS [LIBRARY]. Every output must be the first one's, bit for
- * bit, and the resident memory after a tenth of the runs and at the end is printed as JSON. */
+ * bit, and the resident memory after every tenth of the runs is printed as JSON. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -114,7 +114,7 @@ int main(int argc, char** argv) {
   tlc_tensor inputs[MAX_TENSORS], outputs[MAX_TENSORS];
   struct job jobs[64];
   size_t input_count, output_count, i;
-  long threads, runs, early_kib, differing = 0, failed = 0;
+  long threads, runs, differing = 0, failed = 0;
 
   if (argc < 4 || argc > 5) {
     fprintf(stderr, "usage: %s MODEL THREADS RUNS [LIBRARY]\n", argv[0]);
@@ -157,12 +157,12 @@ int main(int argc, char** argv) {
   }
   tlc_context_free(context);
 
-  run_all(jobs, threads, runs / 10, &differing, &failed);
-  early_kib = resident_kib();
-  run_all(jobs, threads, runs - runs / 10, &differing, &failed);
-  printf(
-      "{\"runs\": %ld, \"threads\": %ld, \"differing\": %ld, \"failed\": %ld, \"early_kib\": %ld, \"end_kib\": %ld}\n",
-      runs, threads, differing, failed, early_kib, resident_kib());
+  printf("{\"threads\": %ld, \"resident_kib\": [", threads);
+  for (i = 0; i < 10; ++i) {
+    run_all(jobs, threads, runs / 10, &differing, &failed);
+    printf("%s%ld", i == 0 ? "" : ", ", resident_kib());
+  }
+  printf("], \"runs\": %ld, \"differing\": %ld, \"failed\": %ld}\n", runs / 10 * 10, differing, failed);
 
   for (i = 0; i < input_count; ++i) free((void*)inputs[i].data);
   for (i = 0; i < output_count; ++i) free(jobs[0].expected[i]);
