@@ -5,6 +5,7 @@ read differently. Here a file is what this module would have written, or it is r
 """
 
 import re
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,10 @@ from tlc.runtime.errors import TlcError
 _NAME = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 _CHUNK_BYTES = 1 << 20
 _END_BYTES = 22  # the record at the end, without a comment
+_NEEDED = 20  # zip 2.0
+_MADE_BY = 3 << 8 | _NEEDED  # on Unix
+_DATE = 1 << 5 | 1  # 1980-01-01
+_MODE = 0o100644
 MAX_BYTES = 2_000_000_000
 """A little above it, zip files need the extensions of zip64, and protobuf does not hold a model."""
 
@@ -57,8 +62,8 @@ def write_stored_zip(path: Path, members: Mapping[str, Content]) -> None:
 
 def _info(name: str, size: int) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-    info.create_system = 3
-    info.external_attr = 0o100644 << 16
+    info.create_system = _MADE_BY >> 8
+    info.external_attr = _MODE << 16
     info.file_size = size
     return info
 
@@ -153,6 +158,21 @@ class StoredZip:
                         f"{name} does not begin where the member before it ends, or is not what its entry says"
                     )
                 place += len(header) + info.file_size
-            directory_bytes = sum(46 + len(info.filename) for info in infos)
-            if self._archive.comment or self.path.stat().st_size != place + directory_bytes + _END_BYTES:
-                raise self._error("there are bytes before, between or after its members")
+            file.seek(place)
+            directory = _directory(infos, place)
+            if file.read(len(directory) + 1) != directory:
+                raise self._error("there are bytes before, between or after its members, or its directory is another")
+
+
+def _directory(infos: list[zipfile.ZipInfo], place: int) -> bytes:
+    """Return the central directory at `place` and the record after it, as `write_stored_zip` writes them."""
+    entries = b"".join(
+        struct.pack(
+            "<4s6H3L5H2L",
+            *(b"PK\x01\x02", _MADE_BY, _NEEDED, 0, 0, 0, _DATE, info.CRC, info.file_size, info.file_size),
+            *(len(info.filename), 0, 0, 0, 0, _MODE << 16, info.header_offset),
+        )
+        + info.filename.encode()
+        for info in infos
+    )
+    return entries + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, len(infos), len(infos), len(entries), place, 0)

@@ -159,6 +159,17 @@ def test_a_file_that_was_cut_short_is_refused_at_every_length(tmp_path: Path) ->
         assert refusal(path)
 
 
+def test_a_file_with_any_byte_altered_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    write_stored_zip(path, {"manifest.json": b"{}", "b": b"12"})
+    content = path.read_bytes()
+
+    for place in range(len(content)):
+        for altered in {content[place] ^ 1, content[place] ^ 128, 0, 255} - {content[place]}:
+            path.write_bytes(content[:place] + bytes([altered]) + content[place + 1 :])
+            assert refusal(path), (place, altered)
+
+
 def test_a_missing_file_and_one_of_another_kind_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_text("no zip")
 
