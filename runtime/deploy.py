@@ -102,6 +102,11 @@ def _until_done(
         try:
             return Visit(remote, order, manifest, found, watch).execute()
         except Dropped as error:
+            if found.complete:
+                kept = "; its files were not removed" if order.clean else ""
+                return note(
+                    f"{error.message}, when all was measured: the device puts its settings back by itself{kept}"
+                )
             left = list(pauses_s) if found.advanced else left
             found.advanced = False
             if not left:

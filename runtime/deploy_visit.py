@@ -45,6 +45,8 @@ class Found:
     samples: Samples = field(default_factory=Samples)
     telemetry: dict[str, Range] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    complete: bool = False
+    """Whether every step is done and only tidying is left."""
     advanced: bool = False
     """Whether anything was achieved since this was last set to False."""
 
@@ -83,6 +85,7 @@ class Visit:
                 device_data.send(remote, order.data, base, on_bytes=self._on_bytes("data"))
                 found.advanced = True
             self._steps(place)
+            found.complete = True
             # Measured is measured anew by the next run; the engine stays.
             forget(remote, *(place.step(name) for name in ("check", "eval", "bench")))
             if order.clean:

@@ -21,7 +21,8 @@ from tlc.runtime.deploy_report import DeviceReport
 from tlc.runtime.device_data import packed
 from tlc.runtime.device_facts import facts
 from tlc.runtime.device_job import Cancelled
-from tlc.runtime.remote import Remote
+from tlc.runtime.device_lock import DeviceLock
+from tlc.runtime.remote import Dropped, Remote
 
 CACHE = ".cache/tlc"
 WAIT_S = 20
@@ -370,6 +371,22 @@ def test_a_step_that_takes_too_long_is_ended(server: Sshd, order: Order) -> None
     assert "bench did not end within 0.5 s" in report.problem
     assert "--timeout" in report.problem
     until(lambda: not alive(step_pid(server, "bench")))
+
+
+def test_a_connection_that_drops_when_all_is_measured_does_not_measure_again(
+    server: Sshd, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dropped(lock: DeviceLock) -> str:
+        lock.abandon()
+        raise Dropped(HOST, "the connection broke")
+
+    monkeypatch.setattr(DeviceLock, "release", dropped)
+    report = deployed(server, replace(order, clean=True))
+
+    assert report.status == "ok", report.problem
+    assert calls(server.home) == ["info", "check", "bench"]
+    assert "when all was measured" in report.notes[0]
+    assert "files may be left there" in report.notes[0]
 
 
 def test_a_file_that_was_altered_on_the_device_is_sent_again(server: Sshd, order: Order) -> None:
