@@ -54,7 +54,8 @@ std::vector<std::string> TensorRtLog::lines(bool errors) const {
 
 std::string TensorRtLog::said() const {
   constexpr size_t kShown = 3;
-  const std::vector<std::string> all = errors();
+  std::vector<std::string> all = errors();
+  if (all.empty()) all = warnings();  // why CUDA does not start is a warning
   std::string text;
   for (size_t i = all.size() > kShown ? all.size() - kShown : 0; i < all.size(); ++i) {
     text += (text.empty() ? ": " : "; ") + all[i];

@@ -31,7 +31,7 @@ class TensorRtLog : public nvinfer1::ILogger {
 
   void clear();
 
-  // Return the latest errors for the end of a message: ": ...", or nothing.
+  // Return the latest errors, or warnings where there are none, for the end of a message: ": ...", or nothing.
   std::string said() const;
 
   // Return all errors or all warnings, each once.
