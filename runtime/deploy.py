@@ -103,10 +103,9 @@ def _until_done(
             return Visit(remote, order, manifest, found, watch).execute()
         except Dropped as error:
             if found.complete:
-                kept = "; its files were not removed" if order.clean else ""
-                return note(
-                    f"{error.message}, when all was measured: the device puts its settings back by itself{kept}"
-                )
+                left_there = "; some of its files may be left there" if order.clean else ""
+                note(f"{error.message}, when all was measured: the device puts its settings back itself{left_there}")
+                return
             left = list(pauses_s) if found.advanced else left
             found.advanced = False
             if not left:
