@@ -100,7 +100,8 @@ def _until_done(
     left = list(pauses_s)
     while True:
         try:
-            return Visit(remote, order, manifest, found, watch).execute()
+            Visit(remote, order, manifest, found, watch).execute()
+            return
         except Dropped as error:
             if found.complete:
                 left_there = "; some of its files may be left there" if order.clean else ""
