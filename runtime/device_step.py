@@ -126,7 +126,7 @@ def _failure(remote: Remote, name: str, code: int, stdout: bytes, stderr: str) -
 def last_words(stderr: str, code: int) -> tuple[str, str]:
     r"""Return what a program that failed said was wrong, and its hint; its last line where it is not one of ours.
 
-    >>> last_words("error: no model\\nhint: Check the path.", 1)
+    >>> last_words("error: no model\nhint: Check the path.", 1)
     ('no model', 'Check the path.')
     """
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
