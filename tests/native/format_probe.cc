@@ -75,15 +75,17 @@ std::string json_text(const tlc::Json& json) {
 std::string bundle_text(const std::string& path) {
   const tlc::Bundle bundle(path);
   bundle.verify();
+  size_t pictures = 0;
   for (const tlc::Golden& sample : bundle.golden()) {
+    pictures += sample.image.has_value() && bundle.preprocess().has_value() ? 1 : 0;
     for (const std::string& member : sample.inputs) bundle.read_tensor(member);
     for (const std::string& member : sample.outputs) bundle.read_tensor(member);
   }
   return "{" + field("name", tlc::json_string(bundle.name())) + ", " +
          field("runtime", tlc::json_string(bundle.runtime())) + ", " +
          field("threads", std::to_string(bundle.threads())) + ", " +
-         field("golden", std::to_string(bundle.golden().size())) + ", " +
-         field("files", std::to_string(bundle.file_count())) + ", " +
+         field("golden", std::to_string(bundle.golden().size())) + ", " + field("pictures", std::to_string(pictures)) +
+         ", " + field("files", std::to_string(bundle.file_count())) + ", " +
          field("model", tlc::json_string(tlc::sha256_hex(bundle.read(bundle.model())))) + "}";
 }
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, save
 from tests.native.make_corpus import bundle_members, manifest
 
+from tlc.calibration.preprocess import Preprocess
 from tlc.export.bundle import PackOptions, pack
 from tlc.export.bundle_source import source_of_file
 from tlc.runtime.bundle import Bundle
@@ -305,8 +306,11 @@ def test_mutated_zips_are_refused_or_read_as_python_reads_them(probe: Probe) -> 
     assert 50 < read < 950
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+PICTURES = Preprocess(size=(4, 4), resize=5, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3))
+
+
+@pytest.fixture(scope="module", params=[None, PICTURES], ids=["arrays", "pictures"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of y = relu(x) that tlc packed."""
     folder = tmp_path_factory.mktemp("bundle")
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3, 4, 4]) for name in ("x", "y"))
@@ -314,7 +318,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = folder / "relu.onnx"
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), model)
     out = folder / "relu.tlc"
-    pack(source_of_file(model, load_target("cpu-x86"), fed=None, classes=("cat", "dog")), out, PackOptions(golden=2))
+    source = source_of_file(model, load_target("cpu-x86"), fed=request.param, classes=("cat", "dog"))
+    pack(source, out, PackOptions(golden=2))
     return out
 
 
@@ -327,6 +332,7 @@ def test_a_bundle_is_read_as_it_was_packed(probe: Probe, bundle: Path) -> None:
         "runtime": manifest.target.runtime,
         "threads": manifest.target.threads,
         "golden": 2,
+        "pictures": 0 if manifest.fed is None else 2,
         "files": len(manifest.files),
         "model": sha256(model),
     }
