@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tlc.runtime import sysfs
 from tlc.runtime.bench_report import BenchWarning
-from tlc.runtime.device_job import SSH_FAILED
+from tlc.runtime.device_job import AGAIN, SSH_FAILED
 from tlc.runtime.device_lock import DeviceLock
 from tlc.runtime.device_models import place_model
 from tlc.runtime.environment import environment
@@ -111,7 +111,12 @@ class DeviceHost(Host):
     def snapshot(self) -> Snapshot:
         """Return the device as it is now; NVIDIA's own counters of slowdowns are not among it."""
         with _folder() as place:
-            root = fetch_tree(self._remote, MOVING, Path(place))
+            try:
+                self._require_lock()
+                root = fetch_tree(self._remote, MOVING, Path(place))
+            except Dropped as error:
+                self.again(error)
+                root = fetch_tree(self._remote, MOVING, Path(place))
             found = snapshot(root, cores=self._cores or _usable_cores(root))
             return replace(found, throttle_counts=sysfs.throttle_counts(root), gpu_slowdowns=())
 
@@ -127,6 +132,7 @@ class DeviceHost(Host):
     def start(self, case: "Case", limits: "Limits", errors: IO[bytes]) -> Process:
         """Send what the model needs and start its worker, which watches its memory by itself."""
         require_onnx_or_engine(case, self.name)
+        self._require_lock()
         return _RemoteProcess(self, case, limits, errors)
 
     def again(self, error: Dropped) -> None:
@@ -190,6 +196,11 @@ class DeviceHost(Host):
     def _locked(self) -> DeviceLock:
         who = f"{getpass.getuser()}@{socket.gethostname()}"
         return DeviceLock(self._remote, self._base, run=self._run, what="measuring", who=who)
+
+    def _require_lock(self) -> None:
+        """Raise Dropped where the device was given away because the connection broke unnoticed."""
+        if not self._lock.held:
+            raise Dropped(self.name, "the connection broke", hint=AGAIN)
 
     def _info(self) -> Mapping[str, Any]:
         """Return what tlc-run says of itself. Raises TlcError where it does not run there."""

@@ -139,6 +139,11 @@ class DeviceLock:
         self._beats = threading.Thread(target=self._beat, daemon=True)
         self._beats.start()
 
+    @property
+    def held(self) -> bool:
+        """Whether the connection that it is held by stands, as far as is known here."""
+        return self._child.poll() is None
+
     def release(self) -> str:
         """Give the lock back; return what could not be put back of the device's settings, "" if all was.
 

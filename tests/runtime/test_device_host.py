@@ -111,7 +111,8 @@ def test_models_take_turns_on_a_device_and_are_sent_once(device: Devices, tmp_pa
     assert report.models[1].latency is not None
     assert report.models[1].latency.ratio is not None
     assert report.environment["device"] == HOST
-    assert host.cpu_s() > 0
+    blocks_ns = sum(one.cpu_ratio * one.wall_ns for model in report.models for one in model.launches)
+    assert host.cpu_s() >= blocks_ns / 1e9 - 0.05  # counted in ticks of 10 ms
     sent = sorted((tmp_path / "there/models").glob("*/*.onnx"), key=lambda path: path.name)
     assert [path.read_bytes() for path in sent] == [path.read_bytes() for path in models]
     made = [path.stat().st_ino for path in sent]
@@ -200,6 +201,22 @@ def test_a_connection_that_breaks_is_made_again_and_the_launch_repeated(
     assert warning.message.startswith("The connection broke once (device: ")
     assert "were measured again" in warning.message
     assert _within(5, lambda: not any(Path(f"/proc/{pid}").exists() for pid in host._pids))
+
+
+def test_a_device_that_was_given_away_unnoticed_is_taken_again(
+    device: Devices, odd: Callable[..., Case], sshd: Sshd
+) -> None:
+    host = device("odd_worker")
+    first = host._lock
+    sshd.drop()
+    assert _within(5, lambda: not first.held)
+    assert isinstance(launch([odd("a")], rounds=1, seed=0, host=host)["a"], Launch)
+    assert host._lock.held
+    second = host._lock
+    sshd.drop()
+    assert _within(5, lambda: not second.held)
+    assert host.snapshot().busy_s is not None
+    assert host.warnings()[0].message.startswith("The connection broke 2 times")
 
 
 def test_a_connection_that_keeps_breaking_is_given_up(

@@ -58,6 +58,7 @@ class Sshd:
 @contextmanager
 def running(folder: Path) -> Iterator[Sshd]:
     """Start a server whose files lie in `folder`; skips the test, and says why, where there is no sshd."""
+    folder = folder.absolute()
     places = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
     program, keygen = shutil.which("sshd", path=places), shutil.which("ssh-keygen")
     if program is None or keygen is None or shutil.which("ssh") is None:
