@@ -155,6 +155,8 @@ const std::vector<OptionSpec>& options() {
        [](Args& a, const std::string& v) { a.seed = parse_number("--seed", v, 0, INT64_MAX); }},
       {"--no-energy", "", " bench ", "do not read counters of energy, which takes six seconds",
        [](Args& a, const std::string&) { a.energy = false; }},
+      {"--profile", "", " bench ", "time every layer, in a run of its own",
+       [](Args& a, const std::string&) { a.profile = true; }},
       {"--out", "FOLDER", " build ", "where NAME.plan and NAME.plan.json go (default: beside the bundle)",
        [](Args& a, const std::string& v) { a.out = v; }},
       {"--workspace", "SIZE", " build ", "scratch memory of the builder in MiB, or as 2G (default: from what is free)",

@@ -37,6 +37,7 @@ struct Args {
   std::map<std::string, int64_t> sizes;  // by open dimension
   std::string inputs;                    // .npz
   bool energy = true;
+  bool profile = false;
 
   // build
   std::string out;                         // folder; empty: beside the bundle

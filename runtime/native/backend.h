@@ -38,6 +38,7 @@ struct OpenOptions {
   std::string backend;  // "onnxruntime", "openvino" or "tensorrt"
   std::string library;  // path of the runtime's library; empty: search
   int threads = 1;      // inside one inference
+  std::string profile;  // onnxruntime: time every node, and write a file whose name begins so; empty: do not
 };
 
 // Load the runtime's library without a model, so that what a model takes can be told from what the runtime takes.

@@ -16,6 +16,7 @@ namespace tlc {
 namespace {
 
 constexpr double kEnergyS = 3.0;
+constexpr int kProfileRuns = 20;
 constexpr double kNsPerMs = 1e6;
 
 // Size and SHA-256 of what is deployed; of a bundle the manifest has them.
@@ -128,6 +129,7 @@ BenchResult bench(const Args& args) {
   result.blocks = blocks(runner, result.warmed, args);
   if (meter != nullptr) result.energy = measure_energy(runner, *meter, idle_watts);
 
+  if (args.profile) result.layers = runner.profile(kProfileRuns);
   result.warnings = machine_warnings(before, snapshot());
   for (Warning& warning : model_warnings(measured(result))) result.warnings.push_back(std::move(warning));
   return result;

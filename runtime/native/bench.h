@@ -27,7 +27,8 @@ struct BenchResult {
   Warmed warmed;
   std::vector<Block> blocks;
   std::optional<Energy> energy;
-  std::vector<std::string> energy_problems;  // why there is no counter
+  std::optional<std::vector<LayerTime>> layers;  // with --profile
+  std::vector<std::string> energy_problems;      // why there is no counter
   JsonObject environment;
   std::vector<Warning> warnings;
 

@@ -1,5 +1,6 @@
 #include "ort.h"
 
+#include <cstdlib>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -80,7 +81,9 @@ const OrtLibrary& library(const std::string& path) {
   static auto& loaded = *new std::map<std::string, OrtLibrary*>();
   const std::lock_guard<std::mutex> lock(mutex);
   OrtLibrary*& entry = loaded[path];
-  if (entry == nullptr) entry = new OrtLibrary(path);
+  if (entry == nullptr) {
+    entry = new OrtLibrary(path);
+  }
   return *entry;
 }
 
@@ -137,7 +140,7 @@ class OrtModel : public Model {
       : library_(library(options.library)), session_(nullptr, nullptr) {
     const OrtApi& api = library_.api();
     try {
-      load(options.threads, what, create, false);
+      load(options, what, create, false);
     } catch (const Error& error) {
       // With float16 scales ONNX Runtime (1.31) fuses some Q/DQ pairs to integer operators that it does not have for
       // float16, and then refuses its own graph. Unfused, the same numbers come out, only slower.
@@ -146,7 +149,7 @@ class OrtModel : public Model {
           message.find("of operator (QLinear") == std::string::npos) {
         throw;
       }
-      load(options.threads, what, create, true);
+      load(options, what, create, true);
     }
     size_t count = 0;
     library_.check(api.SessionGetInputCount(session_.get(), &count), what, "");
@@ -164,6 +167,18 @@ class OrtModel : public Model {
   std::string runtime() const override { return library_.name(); }
   std::unique_ptr<Context> make_context() override;
 
+  std::string end_profiling() {
+    const OrtApi& api = library_.api();
+    const std::string what = "cannot read ONNX Runtime's profile";
+    OrtAllocator* allocator = nullptr;
+    library_.check(api.GetAllocatorWithDefaultOptions(&allocator), what, "");
+    char* raw = nullptr;
+    library_.check(api.SessionEndProfiling(session_.get(), allocator, &raw), what, "");
+    const std::string file = raw;
+    library_.check(api.AllocatorFree(allocator, raw), what, "");
+    return file;
+  }
+
   const OrtLibrary& library_of() const { return library_; }
   OrtSession* session() const { return session_.get(); }
 
@@ -171,12 +186,15 @@ class OrtModel : public Model {
   using GetName = OrtStatus* (*)(const OrtSession*, size_t, OrtAllocator*, char**);
   using GetType = OrtStatus* (*)(const OrtSession*, size_t, OrtTypeInfo**);
 
-  void load(int threads, const std::string& what, const Create& create, bool unfused) {
+  void load(const OpenOptions& wanted, const std::string& what, const Create& create, bool unfused) {
     const OrtApi& api = library_.api();
     const auto options =
         library_.make<OrtSessionOptions>(what, "", api.ReleaseSessionOptions, api.CreateSessionOptions);
     library_.check(api.SetSessionGraphOptimizationLevel(options.get(), kAllOptimizations), what, "");
-    library_.check(api.SetIntraOpNumThreads(options.get(), threads), what, "");
+    library_.check(api.SetIntraOpNumThreads(options.get(), wanted.threads), what, "");
+    if (!wanted.profile.empty()) {
+      library_.check(api.EnableProfiling(options.get(), wanted.profile.c_str()), what, "");
+    }
     library_.check(api.SetInterOpNumThreads(options.get(), 1), what, "");
     // Workers stop spinning when a run returns, so that they take no time from what runs next.
     library_.check(api.AddSessionConfigEntry(options.get(), "session.force_spinning_stop", "1"), what, "");
@@ -326,5 +344,7 @@ std::unique_ptr<Model> open_ort_bytes(const std::string& bytes, const OpenOption
         return library.api().CreateSessionFromArray(library.env(), bytes.data(), bytes.size(), session_options, out);
       });
 }
+
+std::string end_ort_profile(Model& model) { return dynamic_cast<OrtModel&>(model).end_profiling(); }
 
 }  // namespace tlc

@@ -19,6 +19,10 @@ std::unique_ptr<Model> open_ort(const std::string& path, const OpenOptions& opti
 // Load an ONNX file's bytes, which are not kept: one file, without external data. Throws Error.
 std::unique_ptr<Model> open_ort_bytes(const std::string& bytes, const OpenOptions& options);
 
+// Return the file with the times of all runs so far of a model of open_ort() or open_ort_bytes() with
+// OpenOptions::profile; once. Throws Error.
+std::string end_ort_profile(Model& model);
+
 }  // namespace tlc
 
 #endif  // TLC_NATIVE_ORT_H_

@@ -52,7 +52,9 @@ struct OrtApi {
   OrtStatus* (*Run)(OrtSession*, const void* run_options, const char* const* input_names, const OrtValue* const* inputs,
                     size_t input_count, const char* const* output_names, size_t output_count, OrtValue** outputs);  // 9
   OrtStatus* (*CreateSessionOptions)(OrtSessionOptions** out);  // 10
-  Gap gap_11[12];
+  Gap gap_11[3];
+  OrtStatus* (*EnableProfiling)(OrtSessionOptions*, const char* file_prefix);  // 14
+  Gap gap_15[8];
   OrtStatus* (*SetSessionGraphOptimizationLevel)(OrtSessionOptions*, int level);  // 23
   OrtStatus* (*SetIntraOpNumThreads)(OrtSessionOptions*, int threads);            // 24
   OrtStatus* (*SetInterOpNumThreads)(OrtSessionOptions*, int threads);            // 25
@@ -96,7 +98,9 @@ struct OrtApi {
   void (*ReleaseTypeInfo)(OrtTypeInfo*);                  // 98
   void (*ReleaseTensorTypeAndShapeInfo)(OrtTensorInfo*);  // 99
   void (*ReleaseSessionOptions)(OrtSessionOptions*);      // 100
-  Gap gap_101[29];
+  Gap gap_101[9];
+  OrtStatus* (*SessionEndProfiling)(OrtSession*, OrtAllocator*, char** file);  // 110
+  Gap gap_111[19];
   OrtStatus* (*AddSessionConfigEntry)(OrtSessionOptions*, const char* key, const char* value);  // 130
 };
 
@@ -113,6 +117,7 @@ TLC_ORT_SLOT(CreateSession, 7);
 TLC_ORT_SLOT(CreateSessionFromArray, 8);
 TLC_ORT_SLOT(Run, 9);
 TLC_ORT_SLOT(CreateSessionOptions, 10);
+TLC_ORT_SLOT(EnableProfiling, 14);
 TLC_ORT_SLOT(SetSessionGraphOptimizationLevel, 23);
 TLC_ORT_SLOT(SetIntraOpNumThreads, 24);
 TLC_ORT_SLOT(SetInterOpNumThreads, 25);
@@ -141,6 +146,7 @@ TLC_ORT_SLOT(ReleaseValue, 96);
 TLC_ORT_SLOT(ReleaseTypeInfo, 98);
 TLC_ORT_SLOT(ReleaseTensorTypeAndShapeInfo, 99);
 TLC_ORT_SLOT(ReleaseSessionOptions, 100);
+TLC_ORT_SLOT(SessionEndProfiling, 110);
 TLC_ORT_SLOT(AddSessionConfigEntry, 130);
 #undef TLC_ORT_SLOT
 

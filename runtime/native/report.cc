@@ -124,6 +124,15 @@ std::string fixed(double value, int digits) {
 
 std::string mb(int64_t bytes) { return fixed(static_cast<double>(bytes) / kBytesPerMb, 2) + " MB"; }
 
+std::string layers_text(const std::vector<LayerTime>& layers) {
+  std::string text;
+  for (const LayerTime& layer : layers) {
+    text +=
+        "  " + fixed(layer.ms, 4) + "  " + fixed(100 * layer.ratio, 1) + " %  " + layer.kind + "  " + layer.name + "\n";
+  }
+  return text;
+}
+
 // "1.234 [1.2, 1.3] ms", with the bounds that the samples reach.
 std::string quantile_text(const QuantileNs& quantile) {
   const auto bound = [](const std::optional<int64_t>& ns) { return ns ? fixed(ms(*ns), 3) : std::string("?"); };
@@ -146,7 +155,7 @@ std::string json_report(const BenchResult& result, const std::string& command) {
       .add("launches", std::vector<JsonObject>{launch_json(result)})
       .add("latency", latency_json(result))
       .add_json("energy", energy_json(result.energy))
-      .add("layers", std::nullopt)
+      .add("layers", result.layers)
       .add("roofline", std::nullopt);
   std::vector<JsonObject> warnings;
   for (const Warning& warning : result.warnings) {
@@ -196,6 +205,7 @@ std::string text_report(const BenchResult& result) {
             fixed(result.energy->watts, 2) + " W (idle " + fixed(result.energy->idle_watts, 2) + " W), " +
             result.energy->counter + "\n";
   }
+  if (result.layers) text += "\nlayers      ms, in the order of execution\n" + layers_text(*result.layers);
   for (const Warning& warning : result.warnings) text += "\nwarning: " + warning.message;
   return result.warnings.empty() ? text : text + "\n";
 }

@@ -75,7 +75,7 @@ int block_runs(double p50_ms, int feeds) {
   return (runs + feeds - 1) / feeds * feeds;
 }
 
-BlockRunner::BlockRunner(const RunRequest& request) {
+BlockRunner::BlockRunner(const RunRequest& request) : source_(request.source) {
   opened_.runtime = load_runtime(request.source.options);
   opened_.empty_bytes = resident_bytes();
   opened_.empty_peak_bytes = peak_resident_bytes();

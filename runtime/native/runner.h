@@ -12,6 +12,7 @@
 #include "backend.h"
 #include "input.h"
 #include "opening.h"
+#include "profile.h"
 #include "stats.h"
 
 namespace tlc {
@@ -75,12 +76,16 @@ class BlockRunner {
   // Run on one stream for some seconds, in which a counter of energy is read.
   RanFor run_for(double seconds);
 
+  // Time the layers over `runs` runs of the first feeds, in a session of its own.
+  std::vector<LayerTime> profile(int runs) { return layer_times(source_, feeds_[0], runs); }
+
  private:
   void choose_feeds(const RunRequest& request, const std::vector<TensorSpec>& inputs);
   void run(size_t stream, const Feeds& feeds) { contexts_[stream]->run(feeds, outputs_[stream]); }
   void time_runs(size_t stream, size_t first, int runs, SamplesNs& samples);
   void time_at_once(int runs, std::vector<SamplesNs>& samples);
 
+  Source source_;
   std::vector<std::unique_ptr<Model>> models_;
   std::vector<std::unique_ptr<Context>> contexts_;  // destroyed before their models
   std::vector<std::vector<Tensor>> outputs_;

@@ -1,6 +1,6 @@
 // tlc-run worker: the protocol of runtime/worker.py. Requests come as JSON objects, one a line, on stdin; each is
 // answered by one on what was stdout, which belongs to nobody else: whatever a library prints goes to stderr. The
-// first request says what to open, every other has a key "do": "warm", "block" or "run_for".
+// first request says what to open, every other has a key "do": "warm", "block", "run_for" or "profile".
 #include <signal.h>
 #include <unistd.h>
 
@@ -180,14 +180,18 @@ JsonObject ran_json(const RanFor& ran) {
   return answer;
 }
 
+JsonObject layers_json(const std::vector<LayerTime>& layers) {
+  JsonObject answer;
+  answer.add("layers", layers);
+  return answer;
+}
+
 JsonObject answer_to(const Json& asked, BlockRunner& runner) {
   const std::string& what = asked.at("do").string();
   if (what == "warm") return warmed_json(runner.warm());
   if (what == "block") return block_json(runner.block(positive(asked, "runs"), asked.at("lead_in").boolean()));
   if (what == "run_for") return ran_json(runner.run_for(asked.at("seconds").number()));
-  if (what == "profile") {
-    throw Error("tlc-run does not time layers", "Leave --profile out, or measure layers where tlc is installed.");
-  }
+  if (what == "profile") return layers_json(runner.profile(positive(asked, "runs")));
   throw Error("unknown request '" + what + "'", "Use a tlc-run of the same version as tlc.");
 }
 

@@ -91,6 +91,20 @@ def test_its_warnings_are_python_s(report: BenchReport) -> None:
     assert "size_assumed" in {warning.code for warning in own}
 
 
+def test_layers_are_timed_where_asked_for(tlc_run: Path, library: Path, model: Path, tmp_path: Path) -> None:
+    words = ("bench", model, "--rounds", "1", "--no-energy", "--profile", "--size", "W=50000", "--ort-lib", library)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path))
+        one = BenchReport.model_validate_json(told(tlc_run, *words, "--json").stdout).models[0]
+        assert one.layers is not None
+        assert [layer.kind for layer in one.layers] == ["Relu"]
+        assert one.layers[0].ratio == 1
+        assert "100.0 %  Relu" in told(tlc_run, *words).stdout
+        assert list(tmp_path.iterdir()) == []
+        patch.setenv("TMPDIR", "/nowhere")
+        assert "cannot make the folder /nowhere/" in told(tlc_run, *words, status=1).stderr
+
+
 def test_real_inputs_are_run_in_turns(tlc_run: Path, library: Path, model: Path, tmp_path: Path) -> None:
     feeds = [{"x": np.ones((1, 3, 8, 4 + place), np.float32)} for place in range(3)]
     write_feeds(tmp_path / "inputs.npz", feeds)

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,7 @@
 #include "json.h"
 #include "memory.h"
 #include "power.h"
+#include "profile.h"
 #include "runner.h"
 #include "stats.h"
 
@@ -277,6 +279,23 @@ void what_the_machine_did_is_said() {
   CHECK(contains(tlc::machine_warnings(before, after, "/nowhere/").at(1).message, "stopped it in 4 periods"));
 }
 
+void layers_are_read_from_a_profile() {
+  // A run to warm up and one that counts; the If holds an Add, and the session's own event is none of a node.
+  std::istringstream trace(R"([
+{"cat" : "Session","pid" :1,"tid" :1,"dur" :9,"ts" :1,"ph" : "X","name" :"model_run","args" : {}},
+{"cat" : "Node","dur" :50,"ts" :10,"name" :"c_kernel_time","args" : {"op_name" : "Conv","node_index" : "0"}},
+{"cat" : "Node","dur" :30,"ts" :100,"name" :"c_kernel_time","args" : {"op_name" : "Conv","node_index" : "0"}},
+{"cat" : "Node","dur" :4,"ts" :140,"name" :"a_kernel_time","args" : {"op_name" : "Add","node_index" : "0"}},
+{"cat" : "Node","dur" :10,"ts" :140,"name" :"i_kernel_time","args" : {"op_name" : "If","node_index" : "1"}}
+])");
+  const std::vector<tlc::LayerTime> layers = tlc::read_ort_profile(trace, 1);
+  CHECK(layers.size() == 2);
+  CHECK(layers.at(0).name == "c" && layers.at(0).kind == "Conv" && layers.at(0).ms == 0.03);
+  CHECK(layers.at(1).name == "i" && layers.at(1).kind == "If" && layers.at(1).ratio == 0.25);
+  std::istringstream broken("{\"cat\": \"Node\"}");
+  CHECK(!message_of<tlc::Error>([&] { tlc::read_ort_profile(broken, 1); }).empty());
+}
+
 void write_file(const std::string& path, const std::string& text) { std::ofstream(path) << text; }
 
 void a_counter_of_energy_wraps_around() {
@@ -330,6 +349,7 @@ int main() {
   masks_are_ones_and_tokens_are_zeros();
   what_makes_numbers_worth_less_is_said();
   what_the_machine_did_is_said();
+  layers_are_read_from_a_profile();
   a_counter_of_energy_wraps_around();
   memory_is_that_of_this_process();
   return check::finish();
