@@ -105,6 +105,16 @@ def test_layers_are_timed_where_asked_for(tlc_run: Path, library: Path, model: P
         assert "cannot make the folder /nowhere/" in told(tlc_run, *words, status=1).stderr
 
 
+def test_nothing_is_left_on_the_device(tlc_run: Path, library: Path, model: Path, tmp_path: Path) -> None:
+    # ONNX Runtime 1.31 would keep a number of the device, and what it has not yet sent, in the cache folder.
+    places = {name: str(tmp_path / name) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}
+    for place in places.values():
+        Path(place).mkdir()
+    words = ("bench", "--rounds", "1", "--no-energy", "--ort-lib", str(library), str(model))
+    subprocess.run([tlc_run, *words], env=places, capture_output=True, check=True)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_real_inputs_are_run_in_turns(tlc_run: Path, library: Path, model: Path, tmp_path: Path) -> None:
     feeds = [{"x": np.ones((1, 3, 8, 4 + place), np.float32)} for place in range(3)]
     write_feeds(tmp_path / "inputs.npz", feeds)
