@@ -56,14 +56,37 @@ OutputCheck check_output(const TensorSpec& spec, const Tensor& recorded, const T
   return check;
 }
 
+// Return where each tensor that the manifest lists is among the model's: an engine may have them in another order.
+std::vector<size_t> places(const Json& listed, const std::vector<TensorSpec>& specs) {
+  std::vector<size_t> found;
+  for (const Json& record : listed.array()) {
+    const std::string& name = record.at("name").string();
+    const auto spec =
+        std::find_if(specs.begin(), specs.end(), [&](const TensorSpec& each) { return each.name == name; });
+    if (spec == specs.end()) {
+      throw Error("the model has no " + name + ", which the bundle lists",
+                  "Build the engine of this bundle again, or pack the bundle again.");
+    }
+    found.push_back(static_cast<size_t>(spec - specs.begin()));
+  }
+  if (found.size() != specs.size()) {
+    throw Error("the model has " + std::to_string(specs.size()) + " inputs or outputs where the bundle lists " +
+                    std::to_string(found.size()),
+                "Build the engine of this bundle again, or pack the bundle again.");
+  }
+  return found;
+}
+
 std::vector<SampleCheck> check_golden(const Bundle& bundle, Model& model) {
   const std::unique_ptr<Context> context = model.make_context();
+  const std::vector<size_t> input_places = places(bundle.manifest().at("inputs"), model.inputs());
+  const std::vector<size_t> output_places = places(bundle.manifest().at("outputs"), model.outputs());
   std::vector<SampleCheck> checks;
   std::vector<Tensor> outputs;
   for (const Golden& golden : bundle.golden()) {
     SampleCheck check;
-    std::vector<Tensor> inputs;
-    for (const std::string& member : golden.inputs) inputs.push_back(bundle.read_tensor(member));
+    std::vector<Tensor> inputs(golden.inputs.size());
+    for (size_t i = 0; i < inputs.size(); ++i) inputs[input_places[i]] = bundle.read_tensor(golden.inputs[i]);
     if (golden.image && !inputs.empty()) {
       const std::string where = bundle.path() + ": " + *golden.image;
       const auto fed = picture_feeds(where, bundle.read(*golden.image), preprocess_of(bundle), model.inputs());
@@ -71,9 +94,11 @@ std::vector<SampleCheck> check_golden(const Bundle& bundle, Model& model) {
       check.picture_passed = *check.picture_error <= kPictureTolerance;
     }
     context->run(inputs, outputs);
-    for (size_t i = 0; i < outputs.size() && i < golden.outputs.size(); ++i) {
+    for (size_t i = 0; i < output_places.size(); ++i) {
+      const size_t place = output_places[i];
       const Tensor recorded = bundle.read_tensor(golden.outputs[i]);
-      check.outputs.push_back(check_output(model.outputs()[i], recorded, outputs[i], bundle.golden_min_snr_db()));
+      check.outputs.push_back(
+          check_output(model.outputs()[place], recorded, outputs[place], bundle.golden_min_snr_db()));
     }
     checks.push_back(check);
   }

@@ -314,6 +314,14 @@ def test_outputs_that_are_not_reproduced_are_refused(tlc_run: Run, bundle: Path,
     assert "FAILED: this device does not give what was recorded" in text
 
 
+def test_a_model_of_other_outputs_than_the_manifest_lists(tlc_run: Run, bundle: Path, tmp_path: Path) -> None:
+    def renamed(manifest: dict[str, Any], _members: dict[str, bytes]) -> None:
+        manifest["outputs"][0]["name"] = "scores"
+
+    changed = rewritten(bundle, tmp_path / "changed.tlc", renamed)
+    assert "the model has no scores, which the bundle lists" in tlc_run("check", changed, status=1).stderr
+
+
 def test_pictures_that_are_prepared_otherwise_are_refused(tlc_run: Run, bundle: Path, tmp_path: Path) -> None:
     def other(manifest: dict[str, Any], _members: dict[str, bytes]) -> None:
         manifest["fed"]["interpolation"] = "bilinear"
