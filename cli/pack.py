@@ -206,11 +206,12 @@ def _packed_line(path: Path, manifest: "Manifest") -> str:
 
 def _found_lines(path: Path, found: "BundleCheck") -> list[str]:
     worst = min(found.snr_db.values())
+    near = "every output is equal" if worst == float("inf") else f"outputs at {worst:.1f} dB or better"
     pictures = f", {found.pictures} pictures become their inputs" if found.pictures else ""
     lines = [
         f"{path}: {found.members} members, each with the SHA-256 of the manifest",
         f"signature: {_signature_text(found)}",
-        f"golden samples in {found.runtime}: outputs at {worst:.1f} dB or better{pictures}",
+        f"golden samples in {found.runtime}: {near}{pictures}",
     ]
     return [*lines, f"not in the target's own runtime: {found.stands_in}"] if found.stands_in else lines
 

@@ -183,7 +183,7 @@ def unpacked(
         base = Path(env.get("XDG_CACHE_HOME") or Path(env.get("HOME", "~")).expanduser() / ".cache")
         folder = base / "tlc" / "bundles" / hashlib.sha256(bundle.manifest_bytes).hexdigest()[:16]
         if not _holds(folder, digests):
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            _make_cache(folder.parent)
             try:
                 with replacing_dir(folder) as new:
                     for file, source in sources.items():
@@ -193,6 +193,16 @@ def unpacked(
                 if not _holds(folder, digests):  # another process may have been first
                     raise
     return folder / name
+
+
+def _make_cache(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TlcError(
+            f"cannot make {folder} to unpack bundles to: {error.strerror}",
+            hint="Set XDG_CACHE_HOME to a folder that you can write.",
+        ) from error
 
 
 def _holds(folder: Path, digests: Mapping[str, str]) -> bool:

@@ -168,3 +168,11 @@ def test_it_is_unpacked_once_and_again_where_the_copy_was_changed(bundle: Path, 
 def test_a_reference_that_is_not_there_is_said(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(TlcError, match="holds no reference"):
         unpacked(bundle, member="reference", env={"XDG_CACHE_HOME": str(tmp_path)})
+
+
+def test_a_cache_that_cannot_be_made_is_said(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(TlcError, match=r"cannot make .*bundles to unpack bundles to: Not a directory") as caught:
+        unpacked(bundle, env={"XDG_CACHE_HOME": str(tmp_path / "file")})
+    assert caught.value.hint == "Set XDG_CACHE_HOME to a folder that you can write."
