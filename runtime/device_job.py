@@ -64,7 +64,8 @@ folder=$1
 shift 2
 setsid sh -c 'folder=$1; cd "$2" || exit; shift 2
 "$@" >"$folder/stdout" 2>"$folder/stderr"
-echo $? >"$folder/rc.part"; sync; mv "$folder/rc.part" "$folder/rc"' tlc-job "$folder" "$@" </dev/null >/dev/null 2>&1 &
+echo $? >"$folder/rc.part"; sync "$folder/stdout" "$folder/rc.part" 2>/dev/null || sync
+mv "$folder/rc.part" "$folder/rc"' tlc-job "$folder" "$@" </dev/null >/dev/null 2>&1 &
 echo $! >"$folder/pid"
 """
 )
