@@ -50,7 +50,7 @@ def test_a_fleet_file_gives_each_device_its_own_and_paths_count_from_it(tmp_path
         ("device = 3", "names no device"),
         ("[[device]]\nhost =", "is not TOML"),
         ('[[device]]\nhost = "a"\n[[device]]\nhost = "a"', "names a twice"),
-        ('[[device]]\nhost = "a"\nrunnner = "b"', "runnner = 'b': Extra inputs are not permitted"),
+        ('[[device]]\nhost = "a"\nprogram = "b"', "program = 'b': Extra inputs are not permitted"),
         ('[[device]]\nhost = "a"\nthreads = 0', "threads = 0: Input should be greater than or equal to 1"),
         ('runner = "b"\n[[device]]\nhost = "a"', "unknown runner"),
     ],
