@@ -26,12 +26,8 @@ int print(const std::string& text) {
 
 int run(const tlc::Args& args) {
   static const std::map<std::string, int (*)(const tlc::Args&)> commands = {
-      {"bench", tlc::run_bench},
-      {"build", tlc::run_build},
-      {"check", tlc::run_check},
-      {"eval", tlc::run_eval},
-      {"info", tlc::run_info},
-      {"serve-once", tlc::run_serve_once},
+      {"bench", tlc::run_bench},   {"build", tlc::run_build}, {"check", tlc::run_check},
+      {"eval", tlc::run_eval},     {"info", tlc::run_info},   {"serve-once", tlc::run_serve_once},
       {"worker", tlc::run_worker},
   };
   if (args.command == "help") return print(tlc::help_text(args.topic));
