@@ -14,12 +14,14 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from sshd import running
 from tiny_text import write_reviews, write_tiny
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [page for page in sorted((REPOSITORY / "docs").glob("*.md")) if page.name != "compress.md"]
 PAGES.append(REPOSITORY / "README.md")
 NO_DEVICE = re.compile(r"^error: (no working TensorRT|TensorRT .* is here but no NVIDIA GPU|TensorRT is not )")
+ON_DEVICE = re.compile(r"^tlc (deploy|.* --device) ")
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -34,9 +36,9 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
                 yield kind, line[2:]
 
 
-def run(kind: str, text: str, folder: Path) -> None:
+def run(kind: str, text: str, folder: Path, **environment: str) -> None:
     tools = Path(sys.executable).parent
-    env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", **environment}
     command: list[str] | str = [sys.executable, "-c", text] if kind == "python" else text
     if text.startswith("build/native/"):
         program = REPOSITORY / text.split()[0]
@@ -107,6 +109,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Configuration for ssh in which every host is OpenSSH's server on the loopback interface."""
+    if not list(REPOSITORY.glob("build/*/tlc-run")):
+        assert not os.environ.get("TLC_REQUIRE_NATIVE"), "no tlc-run is built"
+        pytest.skip("no tlc-run to send to a device is built; run: make native")
+    with running(tmp_path_factory.mktemp("board") / "sshd") as server:
+        yield server.config
+
+
 def test_the_page_on_compressing_ends_with_what_it_lists(folder: Path) -> None:
     listed = {"model.onnx", "original.onnx", "int8.onnx", "fp16.onnx", "report.html", "report.md", "report.json"}
 
@@ -114,11 +126,12 @@ def test_the_page_on_compressing_ends_with_what_it_lists(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
-def test_every_command_of_the_page_runs(page: Path, folder: Path) -> None:
+def test_every_command_of_the_page_runs(page: Path, folder: Path, request: pytest.FixtureRequest) -> None:
     commands = [(kind, text) for kind, text in blocks(page) if not text.startswith("make ")]
 
     for kind, text in commands:
-        run(kind, text, folder)
+        config = {"TLC_SSH_CONFIG": str(request.getfixturevalue("board"))} if ON_DEVICE.match(text) else {}
+        run(kind, text, folder, **config)
 
 
 def test_every_command_of_tlc_is_on_a_page_and_ends_its_help_with_an_example() -> None:

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +170,17 @@ def test_a_closed_session_does_not_run(onnx_file: Any) -> None:
     session.close()
     with pytest.raises(RuntimeError, match="closed"):
         session.run(_x(1, 3))
+
+
+def test_onnx_runtime_keeps_nothing_about_the_machine(onnx_file: Any, tmp_path: Path) -> None:
+    """Telemetry of 1.31 writes an identifier into the home folder and a file beside the temporary ones."""
+    code = "import pathlib, sys; from tlc.runtime.session import OrtSession; OrtSession(pathlib.Path(sys.argv[1]))"
+    told = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    env = {**told, "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
+    for name in ("home", "tmp"):
+        (tmp_path / name).mkdir()
+    model = onnx_file().absolute()
+
+    subprocess.run([sys.executable, "-c", code, str(model)], env=env, check=True, cwd=tmp_path)
+
+    assert not [*(tmp_path / "home").rglob("*"), *(tmp_path / "tmp").rglob("*")]
