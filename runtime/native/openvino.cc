@@ -170,7 +170,8 @@ class OpenVinoContext : public Context {
     Shape dims = feed.shape;
     OvTensor* raw = nullptr;
     // An address is wanted even where there are no values.
-    void* data = feed.bytes.empty() ? static_cast<void*>(&bound.nothing) : const_cast<unsigned char*>(feed.bytes.data());
+    void* data =
+        feed.bytes.empty() ? static_cast<void*>(&bound.nothing) : const_cast<unsigned char*>(feed.bytes.data());
     const OvShape shape{static_cast<int64_t>(dims.size()), dims.data()};
     runtime_.check(api.tensor_create_from_host_ptr(runtime_.number(feed.dtype), shape, data, &raw), what);
     const Handle<OvTensor> tensor(raw, api.tensor_free);

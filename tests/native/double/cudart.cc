@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <set>
 #include <string>
 
@@ -32,6 +33,7 @@ struct Stream {
 
 // What was given out and has to come back.
 struct Given {
+  std::mutex mutex;
   std::set<void*> alive;
   ~Given() {
     if (std::getenv("TLC_DOUBLE_LEAKS") == nullptr || alive.empty()) return;
@@ -44,26 +46,28 @@ Given given;
 
 int give(void* object, void** out) {
   if (object == nullptr) return kOutOfMemory;
+  const std::lock_guard<std::mutex> lock(given.mutex);
   given.alive.insert(object);
   *out = object;
   return 0;
 }
 
+void forget(void* object) {
+  const std::lock_guard<std::mutex> lock(given.mutex);
+  if (given.alive.erase(object) != 0) return;
+  std::fprintf(stderr, "DOUBLE FREE: %p\n", object);
+  std::_Exit(98);
+}
+
 template <typename T>
 int take_back(void* object) {
-  if (given.alive.erase(object) == 0) {
-    std::fprintf(stderr, "DOUBLE FREE: %p\n", object);
-    std::_Exit(98);
-  }
+  forget(object);
   delete static_cast<T*>(object);
   return 0;
 }
 
 int free_memory(void* memory) {
-  if (given.alive.erase(memory) == 0) {
-    std::fprintf(stderr, "DOUBLE FREE: %p\n", memory);
-    std::_Exit(98);
-  }
+  forget(memory);
   std::free(memory);
   return 0;
 }
