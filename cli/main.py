@@ -55,6 +55,7 @@ def main() -> None:
     tlc inspect model.pt                      what is in the file
     tlc compress model.pt --data photos/      student, pruning, INT8, report
     tlc gate model.onnx --baseline old.onnx   may it ship, by time, memory and answers
+    tlc deploy jetson model.tlc               build, prove and measure on a device
     tlc demo                                  all of it on data that is already here
     """
 
