@@ -1,6 +1,8 @@
 #include "child.h"
 
+#ifdef __linux__
 #include <sys/prctl.h>
+#endif
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -30,7 +32,9 @@ void tell(int file, const JsonObject& message) {
 }
 
 [[noreturn]] void be_child(int file, const std::function<std::string(const Stage&)>& work) {
+#ifdef __linux__
   prctl(PR_SET_PDEATHSIG, SIGKILL);
+#endif
   dup2(STDERR_FILENO, STDOUT_FILENO);
   const auto failed = [file](const std::string& error, const std::string& hint) {
     tell(file, JsonObject().add("error", error).add("hint", hint));

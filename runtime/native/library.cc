@@ -1,7 +1,9 @@
 #include "library.h"
 
 #include <dlfcn.h>
+#ifdef __linux__
 #include <link.h>
+#endif
 
 #include <cstdlib>
 
@@ -9,15 +11,28 @@
 
 namespace tlc {
 
+namespace {
+
+// Return the path of the file that a handle is of; `name` where the system does not tell.
+std::string path_of(void* handle, const std::string& name) {
+#ifdef __linux__
+  struct link_map* map = nullptr;
+  if (dlinfo(handle, RTLD_DI_LINKMAP, &map) == 0 && map != nullptr && map->l_name[0] != '\0') return map->l_name;
+#else
+  static_cast<void>(handle);
+#endif
+  return name;
+}
+
+}  // namespace
+
 Library::Library(const std::vector<std::string>& names, const std::string& what, const std::string& hint)
     : what_(what), hint_(hint) {
   std::string reason;
   for (const std::string& name : names) {
     handle_ = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (handle_ != nullptr) {
-      struct link_map* map = nullptr;
-      const bool known = dlinfo(handle_, RTLD_DI_LINKMAP, &map) == 0 && map != nullptr && map->l_name[0] != '\0';
-      path_ = known ? map->l_name : name;
+      path_ = path_of(handle_, name);
       return;
     }
     const char* message = dlerror();
