@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-NATIVE_SOURCES := runtime/native/*.cc runtime/native/*.h tests/native/*.cc
+NATIVE_SOURCES := $(foreach folder,runtime/native runtime/native/include tests/native tests/native/double \
+	tests/native/interface examples/native,$(wildcard $(folder)/*.c $(folder)/*.cc $(folder)/*.h))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 20
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --all-extras --group dev \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
