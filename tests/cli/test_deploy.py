@@ -133,14 +133,19 @@ def test_ctrl_c_ends_what_runs_on_the_device_before_it_says_so(server: Sshd) -> 
     (server.home / "hold-bench").touch()
     command = [sys.executable, "-m", "tlc.cli", "deploy", "device", "tiny.tlc", "--runner", "tlc-run"]
     with subprocess.Popen(
-        [*command, "--ort-lib", "tlc-run"], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command, "--ort-lib", "tlc-run"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Tests that were started in the background inherit a SIGINT that is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as child:
         assert child.stderr is not None
         for line in child.stderr:
             if "bench: bench: working" in line:
                 break
         os.killpg(child.pid, signal.SIGINT)  # a terminal sends it to everyone
-        rest = child.stderr.read()
+        _, rest = child.communicate(timeout=60)
 
     (pid,) = server.home.glob(".cache/tlc/bundles/*/steps/bench/pid")
     assert child.returncode == 1
