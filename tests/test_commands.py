@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from native_build import built, ort_library
 from PIL import Image
 from sshd import running
 from tiny_text import write_reviews, write_tiny
@@ -41,11 +42,8 @@ def run(kind: str, text: str, folder: Path, **environment: str) -> None:
     env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", **environment}
     command: list[str] | str = [sys.executable, "-c", text] if kind == "python" else text
     if text.startswith("build/native/"):
-        program = REPOSITORY / text.split()[0]
-        if not program.exists():
-            pytest.skip(f"{program} is not built; run: make native")
-        command = f"{REPOSITORY}/{text}"
-        env["TLC_ORT_LIB"] = _ort_library()
+        command = text.replace("build/native", str(built().parent), 1)
+        env["TLC_ORT_LIB"] = str(ort_library())
     done = subprocess.run(
         command, shell=kind == "console", cwd=folder, env=env, capture_output=True, text=True, check=False
     )
@@ -54,12 +52,6 @@ def run(kind: str, text: str, folder: Path, **environment: str) -> None:
     if text.startswith("tlc gate ") and done.returncode == 4 and "INCONCLUSIVE" in done.stdout:
         return  # what it has to say beside other work, as there is on a shared machine
     assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-
-
-def _ort_library() -> str:
-    import onnxruntime
-
-    return str(next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so*")))
 
 
 def _write_photos(folder: Path) -> None:
@@ -112,9 +104,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Configuration for ssh in which every host is OpenSSH's server on the loopback interface."""
-    if not list(REPOSITORY.glob("build/*/tlc-run")):
-        assert not os.environ.get("TLC_REQUIRE_NATIVE"), "no tlc-run is built"
-        pytest.skip("no tlc-run to send to a device is built; run: make native")
+    built()  # what is sent to the device
     with running(tmp_path_factory.mktemp("board") / "sshd") as server:
         yield server.config
 

@@ -1,7 +1,6 @@
 """`tlc bench --device` and `tlc gate --device`: the device is this machine behind a real SSH server."""
 
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -12,6 +11,7 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from graphs import two_convolutions
+from native_build import built
 from sshd import Sshd, running
 
 from tlc.cli.main import main
@@ -20,7 +20,6 @@ from tlc.runtime.bench_report import BenchReport
 from tlc.runtime.elf import Program
 from tlc.runtime.gate_report import GateReport
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 INFO = {"tlc_version": "0.1.0", "backends": {"onnxruntime": {"version": "onnxruntime 1.31.1", "problem": ""}}}
 SMALL_LIBRARY = Path(shutil.which("true") or "/bin/true")
 """Something that a loader would take; Python's worker has its own runtime."""
@@ -130,10 +129,7 @@ def test_a_limit_on_accuracy_is_refused_on_a_device(model: Path) -> None:
 
 
 def test_tlc_run_measures_on_a_device(model: Path) -> None:
-    program = Path(os.environ.get("TLC_RUN") or REPOSITORY / "build" / "native" / "tlc-run")
-    if not program.is_file():
-        assert not os.environ.get("TLC_REQUIRE_NATIVE"), f"{program} is not built"
-        pytest.skip(f"{program} is not built: run `make native`")
+    program = built()
     other = model.with_name("other.onnx")
     shutil.copy(model, other)
     done = _tlc(

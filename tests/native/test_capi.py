@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from native_build import built, ort_library
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
@@ -26,8 +27,7 @@ from tlc.export.bundle_source import source_of_file
 from tlc.runtime.target import load_target
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-BUILD = Path(os.environ["TLC_RUN"]).parent if os.environ.get("TLC_RUN") else REPOSITORY / "build" / "native"
-ORT = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so*"))
+ORT = ort_library()
 HEADER = REPOSITORY / "runtime" / "native" / "include" / "tlc_runtime.h"
 COLOURS = Preprocess(size=(8, 8), resize=10, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), interpolation="bicubic")
 CMAKE = shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
@@ -53,15 +53,6 @@ class Spec(ctypes.Structure):
 class Tensor(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), ("size_bytes", ctypes.c_size_t), ("dtype", ctypes.c_int)]
     _fields_ += [("rank", ctypes.c_int32), ("shape", ctypes.c_int64 * 8)]
-
-
-def built(name: str) -> Path:
-    """What `make native` builds; TLC_RUN names a tlc-run in another build folder."""
-    path = BUILD / name
-    if not path.exists():
-        assert not os.environ.get("TLC_REQUIRE_NATIVE"), f"{path} is not built"
-        pytest.skip(f"{path} is not built: run `make native`")
-    return path
 
 
 class Library:
@@ -347,9 +338,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The installed tree, moved after installing."""
     if CMAKE is None:
         pytest.skip("there is no cmake here")
-    built("libtlc_runtime.so")
+    build = built("libtlc_runtime.so").parent
     folder = tmp_path_factory.mktemp("installed")
-    subprocess.run([CMAKE, "--install", str(BUILD), "--prefix", str(folder / "first")], check=True, capture_output=True)
+    subprocess.run([CMAKE, "--install", str(build), "--prefix", str(folder / "first")], check=True, capture_output=True)
     (folder / "first").rename(folder / "moved")
     return folder / "moved"
 

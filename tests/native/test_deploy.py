@@ -1,6 +1,5 @@
 """The real tlc-run deployed to a real OpenSSH server: with ONNX Runtime, and with the double of TensorRT."""
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -9,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from bundles import write_bundle
 from deployments import compiled_double
+from native_build import built, ort_library
 from onnx import TensorProto, helper
 from PIL import Image
 from sshd import HOST, Sshd, running
@@ -30,28 +29,18 @@ from tlc.runtime.plan import EngineRecord
 from tlc.runtime.remote import Remote
 from tlc.runtime.target import load_target
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 RELEASE = "10.3"
 
 
 @pytest.fixture(scope="module")
 def tlc_run() -> Path:
-    """The built program: `make native` puts it into build/native; TLC_RUN names another."""
-    program = Path(os.environ.get("TLC_RUN") or REPOSITORY / "build" / "native" / "tlc-run")
-    if not program.is_file():
-        assert not os.environ.get("TLC_REQUIRE_NATIVE"), f"{program} is not built"
-        pytest.skip(f"{program} is not built: run `make native`")
-    return program
+    return built()
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Sshd]:
     with running(tmp_path / "sshd") as one:
         yield one
-
-
-def library() -> Path:
-    return next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so*"))
 
 
 def relu_bundle(folder: Path) -> Path:
@@ -93,7 +82,7 @@ def test_a_bundle_is_proved_scored_and_measured_through_a_connection_that_drops(
 
     threading.Thread(target=drop, daemon=True).start()
     with packed(tmp_path / "photos") as data:
-        order = Order(bundle, tmp_path / "out", runner=tlc_run, library=library(), data=data, duration_s=2)
+        order = Order(bundle, tmp_path / "out", runner=tlc_run, library=ort_library(), data=data, duration_s=2)
         report = deployed(server, order, said)
 
     assert report.status == "ok", report.problem
@@ -114,10 +103,7 @@ def test_a_bundle_is_proved_scored_and_measured_through_a_connection_that_drops(
 def test_an_engine_is_built_on_the_device_and_what_it_computes_is_checked(
     tlc_run: Path, server: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    doubles = tlc_run.parent / "tests" / "native" / "double"
-    if not (doubles / RELEASE / "tlc-run").is_file():
-        assert not os.environ.get("TLC_REQUIRE_NATIVE"), f"{doubles} is not built"
-        pytest.skip(f"the doubles of TensorRT are not built in {doubles}: run `make native`")
+    doubles = built("tests/native/double")
     script = server.home / "fake-tlc-run"  # the device has its libraries where only its environment says
     script.write_text(
         f"#!/bin/sh\nexport TLC_CUDART={doubles}/libcudart.so TLC_TENSORRT_LIB={doubles}/{RELEASE}/libnvinfer.so.10\n"

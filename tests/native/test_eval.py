@@ -1,7 +1,6 @@
 """tlc-run's eval, serve-once and check, on bundles that `tlc pack` writes, against Python on the same data."""
 
 import json
-import os
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from native_build import built, ort_library
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
@@ -23,21 +23,17 @@ from tlc.export.bundle_source import source_of_file
 from tlc.runtime.stored_zip import write_stored_zip
 from tlc.runtime.target import load_target
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CLASSES = ("ant", "bee", "cat")
 COLOURS = Preprocess(size=(8, 8), resize=10, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), interpolation="bicubic")
-LIBRARY = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so*"))
+LIBRARY = ort_library()
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
 def tlc_run() -> Run:
-    """Runs the built program: `make native` puts it into build/native; TLC_RUN names another."""
-    program = Path(os.environ.get("TLC_RUN") or REPOSITORY / "build" / "native" / "tlc-run")
-    if not program.is_file():
-        assert not os.environ.get("TLC_REQUIRE_NATIVE"), f"{program} is not built"
-        pytest.skip(f"{program} is not built: run `make native`")
+    """Runs the built program."""
+    program = built()
 
     def run(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
         command = [str(program), *map(str, arguments), "--ort-lib", str(LIBRARY)]

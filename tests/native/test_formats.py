@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import random
 import struct
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from native_build import built
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, save
 from tests.native.make_corpus import bundle_members, manifest
@@ -53,13 +53,7 @@ class Probe:
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
-    """Built beside tlc-run, which TLC_RUN names unless it is in build/native."""
-    tlc_run = Path(os.environ.get("TLC_RUN") or REPOSITORY / "build" / "native" / "tlc-run")
-    program = tlc_run.parent / "tlc_format_probe"
-    if not program.is_file():
-        assert not os.environ.get("TLC_REQUIRE_NATIVE"), f"{program} is not built"
-        pytest.skip(f"{program} is not built: run `make native`")
-    probe = Probe(program, tmp_path_factory.mktemp("formats"))
+    probe = Probe(built("tlc_format_probe"), tmp_path_factory.mktemp("formats"))
     yield probe
     probe.close()
 

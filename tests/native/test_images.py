@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import struct
 import subprocess
 import zlib
@@ -12,13 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from native_build import built
 from numpy.typing import NDArray
 from PIL import Image
 
 from tlc.calibration.images import decode
 from tlc.calibration.preprocess import Preprocess
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 RGB = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 GRAY = {"mean": (0.1307,), "std": (0.3081,), "channels": "gray"}
 PLAIN = Preprocess(size=(24, 40), resize=None, **RGB)
@@ -55,13 +54,7 @@ class Probe:
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
-    """Built beside tlc-run, which TLC_RUN names unless it is in build/native."""
-    tlc_run = Path(os.environ.get("TLC_RUN") or REPOSITORY / "build" / "native" / "tlc-run")
-    program = tlc_run.parent / "tlc_preprocess_probe"
-    if not program.is_file():
-        assert not os.environ.get("TLC_REQUIRE_NATIVE"), f"{program} is not built"
-        pytest.skip(f"{program} is not built: run `make native`")
-    probe = Probe(program, tmp_path_factory.mktemp("pictures"))
+    probe = Probe(built("tlc_preprocess_probe"), tmp_path_factory.mktemp("pictures"))
     yield probe
     probe.close()
 

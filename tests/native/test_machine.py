@@ -1,19 +1,18 @@
 """What tlc-run reads of a machine is what Python reads of it."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from native_build import built
 from trees import tree
 
 from tlc.runtime.environment import environment, machine_identity
 from tlc.runtime.health import snapshot
 from tlc.runtime.power import open_meters
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CPU = "sys/devices/system/cpu"
 I2C = "sys/bus/i2c/devices"
 ORIN = {
@@ -118,13 +117,7 @@ ODD_RAILS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    """tlc_machine_probe, which lies beside tlc-run."""
-    runner = Path(os.environ.get("TLC_RUN") or REPOSITORY / "build" / "native" / "tlc-run")
-    found = runner.with_name("tlc_machine_probe")
-    if not found.is_file():
-        assert not os.environ.get("TLC_REQUIRE_NATIVE"), f"{found} is not built"
-        pytest.skip(f"{found} is not built: run `make native`")
-    return found
+    return built("tlc_machine_probe")
 
 
 def probed(program: Path, root: Path) -> dict[str, Any]:

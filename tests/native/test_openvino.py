@@ -1,7 +1,6 @@
 """OpenVINO answers tlc-run as it answers Python: the same bits, since it is the same library with the same settings."""
 
 import json
-import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,24 +9,18 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from native_build import built
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from tlc.runtime.openvino import OpenVinoSession
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 openvino = pytest.importorskip("openvino", reason="the package openvino is not installed")
 
 
 @pytest.fixture(scope="module")
 def probe() -> Path:
-    """Built beside tlc-run, which TLC_RUN names unless it is in build/native."""
-    tlc_run = Path(os.environ.get("TLC_RUN") or REPOSITORY / "build" / "native" / "tlc-run")
-    program = tlc_run.parent / "tlc_backend_probe"
-    if not program.is_file():
-        assert not os.environ.get("TLC_REQUIRE_NATIVE"), f"{program} is not built"
-        pytest.skip(f"{program} is not built: run `make native`")
-    return program
+    return built("tlc_backend_probe")
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,14 @@
 """tlc-run predicts what Python predicts: 1,000 photographs by a ResNet-56, 1,000 reviews by a BERT of six layers."""
 
 import json
-import os
 import subprocess
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
+from native_build import built, ort_library
 from PIL import Image
 
 from tlc.calibration.preprocess import Preprocess
@@ -29,19 +28,13 @@ from tlc.runtime.target import load_target
 
 pytestmark = [pytest.mark.assets, pytest.mark.slow]
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-LIBRARY = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so*"))
+LIBRARY = ort_library()
 SAMPLES = 1000
 
 
 @pytest.fixture(scope="module")
 def tlc_run() -> Path:
-    """The built program: `make native` puts it into build/native; TLC_RUN names another."""
-    program = Path(os.environ.get("TLC_RUN") or REPOSITORY / "build" / "native" / "tlc-run")
-    if not program.is_file():
-        assert not os.environ.get("TLC_REQUIRE_NATIVE"), f"{program} is not built"
-        pytest.skip(f"{program} is not built: run `make native`")
-    return program
+    return built()
 
 
 def evaluated(tlc_run: Path, bundle: Path, data: Path, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

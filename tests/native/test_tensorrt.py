@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from bundles import rewritten, write_bundle
+from native_build import built
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
@@ -28,7 +29,6 @@ from tlc.runtime.gpu import EngineHost
 from tlc.runtime.plan import EngineRecord, ProfileShapes, plan_version, read_record
 from tlc.runtime.target import load_target
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
 TARGETS = {"8.2": "jetson-nano", "8.6": "jetson-xavier", "10.3": "jetson-orin", "11.1": "cuda-trt11"}
 """A target for each generation; Xavier's is 8.5."""
@@ -82,12 +82,8 @@ class Native:
 
 
 def native_folder() -> Path:
-    """Where tlc-run is: TLC_RUN's folder, or build/native."""
-    folder = Path(os.environ.get("TLC_RUN") or REPOSITORY / "build" / "native" / "tlc-run").parent
-    if not (folder / "tests" / "native" / "double").is_dir():
-        assert not os.environ.get("TLC_REQUIRE_NATIVE"), f"the doubles are not built in {folder}"
-        pytest.skip(f"the doubles of TensorRT are not built in {folder}: run `make native`")
-    return folder
+    """Where tlc-run and the doubles of TensorRT are."""
+    return built("tests/native/double").parents[2]
 
 
 def relu(path: Path, batch: int | str = "N") -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from native_build import built, ort_library
 from onnx import TensorProto, helper, save
 
 from tlc.export.bundle import PackOptions, pack
@@ -26,12 +27,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def tlc_run() -> Path:
-    """The built program: `make native` puts it into build/native; TLC_RUN names another."""
-    program = Path(os.environ.get("TLC_RUN") or REPOSITORY / "build" / "native" / "tlc-run")
-    if not program.is_file():
-        assert not os.environ.get("TLC_REQUIRE_NATIVE"), f"{program} is not built"
-        pytest.skip(f"{program} is not built: run `make native`")
-    return program
+    return built()
 
 
 def told(tlc_run: Path, *arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -44,8 +40,7 @@ def told(tlc_run: Path, *arguments: object, status: int = 0) -> subprocess.Compl
 
 @pytest.fixture(scope="module")
 def library() -> Path:
-    (found,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.*")
-    return found
+    return ort_library()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """`tlc-run worker` in the place of Python's: the same requests, the same answers, driven by the same code."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -9,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
+from native_build import built, ort_library
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, save
 
@@ -27,14 +26,10 @@ NATIVE = "native_worker"
 @pytest.fixture(scope="module", autouse=True)
 def tlc_run() -> Any:
     """The built program, by the environment that workers start with; `native_worker` becomes it."""
-    program = Path(os.environ.get("TLC_RUN") or REPOSITORY / "build" / "native" / "tlc-run").resolve()
-    if not program.is_file():
-        assert not os.environ.get("TLC_REQUIRE_NATIVE"), f"{program} is not built"
-        pytest.skip(f"{program} is not built: run `make native`")
-    (library,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.*")
+    program = built()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TLC_RUN", str(program))
-        patch.setenv("TLC_ORT_LIB", str(library))
+        patch.setenv("TLC_ORT_LIB", str(ort_library()))
         patch.setenv("PYTHONPATH", str(REPOSITORY / "benchmarks"))
         yield program
 
