@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,12 +18,14 @@ from native_build import built, ort_library
 from PIL import Image
 from sshd import running
 from tiny_text import write_reviews, write_tiny
+from tlc_process import run_tlc
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [page for page in sorted((REPOSITORY / "docs").glob("*.md")) if page.name != "compress.md"]
 PAGES.append(REPOSITORY / "README.md")
 NO_DEVICE = re.compile(r"^error: (no working TensorRT|TensorRT .* is here but no NVIDIA GPU|TensorRT is not )")
 ON_DEVICE = re.compile(r"^tlc (deploy|.* --device) ")
+SHELL = re.compile(r"[|&;<>$*?`]")
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -40,13 +43,16 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
 def run(kind: str, text: str, folder: Path, **environment: str) -> None:
     tools = Path(sys.executable).parent
     env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", **environment}
-    command: list[str] | str = [sys.executable, "-c", text] if kind == "python" else text
-    if text.startswith("build/native/"):
-        command = text.replace("build/native", str(built().parent), 1)
-        env["TLC_ORT_LIB"] = str(ort_library())
-    done = subprocess.run(
-        command, shell=kind == "console", cwd=folder, env=env, capture_output=True, text=True, check=False
-    )
+    if text.startswith("tlc ") and not SHELL.search(text):
+        done = run_tlc(shlex.split(text)[1:], folder, env)
+    else:
+        command: list[str] | str = [sys.executable, "-c", text] if kind == "python" else text
+        if text.startswith("build/native/"):
+            command = text.replace("build/native", str(built().parent), 1)
+            env["TLC_ORT_LIB"] = str(ort_library())
+        done = subprocess.run(
+            command, shell=kind == "console", cwd=folder, env=env, capture_output=True, text=True, check=False
+        )
     if text.startswith("tlc build ") and done.returncode == 1 and NO_DEVICE.search(done.stderr):
         return  # options, files and target were accepted: the engine itself is the device's to build
     if text.startswith("tlc gate ") and done.returncode == 4 and "INCONCLUSIVE" in done.stdout:
