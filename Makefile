@@ -17,13 +17,14 @@ help: ## list the commands
 
 install: $(STAMP) ## make .venv with tlc, all extras and the development tools
 
+# Compiled at once: importing PyTorch from source text takes longer than most tests, wherever Python may not write its own.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $$($(PYTHON) --version) is too old to train and export" >&2; \
 		  echo "hint: Install Python 3.11 or later, then run: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
-	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[all]' --group dev
+	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --compile-bytecode --editable '.[all]' --group dev
 	touch $@
 
 demo: $(STAMP) ## train a small network on scikit-learn's digits and compress it

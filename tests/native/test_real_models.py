@@ -26,7 +26,7 @@ from tlc.export.transformer import fuse_for_onnxruntime
 from tlc.runtime.session import OrtSession
 from tlc.runtime.target import load_target
 
-pytestmark = [pytest.mark.assets, pytest.mark.slow]
+pytestmark = pytest.mark.assets
 
 LIBRARY = ort_library()
 SAMPLES = 1000
