@@ -34,7 +34,7 @@ OTHER_KEYS = {
     "skip_bad": "data.skip_bad",
     "target": "target",
     "seed": "seed",
-    "max_drop": "max_drop_points",
+    "max_drop": "budget.max_drop_points",
     "student": "distill.student",
     "epochs": "train.epochs",
     "prune": "prune.ratio",

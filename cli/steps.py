@@ -108,7 +108,7 @@ def quantize_command(model: Path, output: Path, quiet: bool, **options: Any) -> 
         outcome = quantize_to(recipe, output, emit)
     click.echo(f"{output}: {outcome.summary}")
     if not outcome.met:
-        raise click.ClickException(f"That is over the budget of {recipe.max_drop_points:g} points.")
+        raise click.ClickException(f"That is over the budget of {recipe.budget.max_drop_points:g} points.")
 
 
 @click.command("eval", short_help="Score models and ONNX files on the evaluation samples.")

@@ -205,7 +205,7 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
             target=runner.target,
             settings=self.recipe.quantize,
             drop_points=drop_points,
-            budget_points=self.recipe.max_drop_points,
+            budget_points=self.recipe.budget.max_drop_points,
             full=full,
             on_progress=lambda done, total: emit(Progress("calibrate", done, total)),
         )

@@ -205,7 +205,7 @@ class _Pipeline:
             "onnx": sha256_file(version.onnx),
             "quantize": self.recipe.quantize.model_dump(mode="json"),
             "target": self.target.model_dump(mode="json"),
-            "max_drop_points": self.recipe.max_drop_points,
+            "max_drop_points": self.recipe.budget.max_drop_points,
             "trained": trained,
             **self._common,
         }
@@ -262,7 +262,7 @@ class _Pipeline:
 
     def concluded(self, rows: list[Measurement], candidates: list[Candidate], final: Version, command: str) -> Report:
         """Choose what ships, publish it, and write the manifest."""
-        chosen, budget_met = choose(rows, self.recipe.max_drop_points)
+        chosen, budget_met = choose(rows, self.recipe.budget.max_drop_points)
         shutil.copyfile(self.run.path / chosen.file, self.run.path / "model.onnx.new")
         (self.run.path / "model.onnx.new").replace(self.run.path / "model.onnx")
         next(candidate for candidate in candidates if candidate.name == chosen.name).work.ship(self.run.path)
@@ -287,9 +287,9 @@ class _Pipeline:
             stages=self.records,
             measurements=rows,
             chosen=chosen.name,
-            max_drop_points=self.recipe.max_drop_points,
+            max_drop_points=self.recipe.budget.max_drop_points,
             budget_met=budget_met,
-            verdict=verdict(rows[0], chosen, rows[-1], self.recipe.max_drop_points, self.work.noun),
+            verdict=verdict(rows[0], chosen, rows[-1], self.recipe.budget.max_drop_points, self.work.noun),
             warnings=self._warnings(rows, chosen),
         )
         self._write_manifest(report, final)
@@ -352,7 +352,7 @@ class _Pipeline:
             measured += f" in float32 on this machine's CPU, which stands in for {self.target.name}"
         if judged:
             measured += f", {0 - drop:+.2f} points on the held-out {self.work.noun}"
-        kept = gain.low > 1 and not (judged and drop > self.recipe.max_drop_points)
+        kept = gain.low > 1 and not (judged and drop > self.recipe.budget.max_drop_points)
         reason = measured if kept else f"{measured}: {'not faster' if gain.low <= 1 else 'over the budget'}"
         self._note(name, "kept" if kept else "dropped", reason + ".", stage)
         return after if kept else before

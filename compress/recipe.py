@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from tlc.calibration.splits import EVALUATION_RATIO, HOLDOUT_RATIO
+from tlc.compress.budget import Budget
 from tlc.compress.distill import LossSettings
 from tlc.compress.inputs import PreprocessOptions
 from tlc.compress.prune import PruneSettings
@@ -100,12 +101,11 @@ class Recipe(_Section):
 
     target: str = "cpu-x86"
     """Device to compress for: a name that `tlc targets` lists, or a TOML file."""
-    max_drop_points: float = Field(1.0, ge=0, le=100)
-    """Largest loss of top-1 accuracy against the original, in percentage points."""
     seed: int = Field(0, ge=0)
     """Seed of every random choice."""
     model: ModelSection
     data: DataSection
+    budget: Budget = Budget()
     train: TrainSettings = TrainSettings()
     distill: DistillSection = DistillSection()
     prune: PruneSection = PruneSection()
@@ -197,7 +197,12 @@ def _sentence(detail: ErrorDetails) -> str:
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         allowed = list(_section(detail["loc"][:-1]).model_fields)
-        close = difflib.get_close_matches(str(detail["loc"][-1]), allowed, n=1)
+        key = str(detail["loc"][-1])
+        close = difflib.get_close_matches(key, allowed, n=1) or [
+            f"{section}.{key}"
+            for section, info in Recipe.model_fields.items()
+            if (inner := _inner_section(info.annotation)) is not None and key in inner.model_fields
+        ]
         return f"unknown setting {name} ({f'did you mean {close[0]}?' if close else 'allowed: ' + ', '.join(allowed)})"
     if detail["type"] == "missing":
         return f"{name} is missing"

@@ -254,7 +254,7 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
         """Write the fastest INT8 form within the budget; where none is, the one that loses least."""
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
             files, drops = self._int8_files(network, float_onnx, Path(folder), runner, emit)
-            within = [file for file in files if drops[file.suffix] <= self.recipe.max_drop_points]
+            within = [file for file in files if drops[file.suffix] <= self.recipe.budget.max_drop_points]
             best = min(files, key=lambda file: drops[file.suffix])
             if within and not runner.missing:
                 best = self._fastest(within, runner, emit)
@@ -273,7 +273,7 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
         self, network: TextModel | None, float_onnx: Path, folder: Path, runner: Runner, emit: Emit
     ) -> tuple[list[Quantized], dict[str, float]]:
         """Return the INT8 files, and what each loses of the accuracy, in points, on the judging part."""
-        judge, budget = self.data.judge, self.recipe.max_drop_points
+        judge, budget = self.data.judge, self.recipe.budget.max_drop_points
         before = self.accuracy(self.judged(float_onnx, runner, judge), judge)
 
         def dropped(file: Quantized) -> float:

@@ -56,7 +56,7 @@ def recipe(inputs: Path, **changes: object) -> Recipe:
             "prune.round_to": 1,
             "measure.rounds": 10,
             "measure.launches": 1,
-            "max_drop_points": 100,
+            "budget.max_drop_points": 100,
             **{key.replace("__", "."): value for key, value in changes.items()},
         },
     )

@@ -62,7 +62,7 @@ def recipe(inputs: Path, target: str, **changes: object) -> Recipe:
             "quantize.samples": 32,
             "measure.rounds": 10,
             "measure.launches": 1,
-            "max_drop_points": 100,
+            "budget.max_drop_points": 100,
             "target": target,
             **{key.replace("__", "."): value for key, value in changes.items()},
         },

@@ -55,7 +55,7 @@ def report(folder: Path) -> Report:
             "data.unlabeled": folder / "more.txt",
             "prune.ratio": 0.5,
             "prune.recovery_epochs": 1,
-            "max_drop_points": 100.0,
+            "budget.max_drop_points": 100.0,
             **QUICK,
         },
     )
@@ -120,7 +120,7 @@ def test_other_heads_are_quantised_and_scored(
 ) -> None:
     write_tiny(tmp_path / "model", task=task, labels=TAGS)
     data = write(tmp_path / "data.jsonl", count=60)
-    values = {"model.path": tmp_path / "model", "data.path": data, "max_drop_points": 100.0, **QUICK}
+    values = {"model.path": tmp_path / "model", "data.path": data, "budget.max_drop_points": 100.0, **QUICK}
 
     report = compress(read_recipe(None, values), tmp_path / "run")
 
@@ -147,7 +147,7 @@ def test_a_target_without_dynamic_forms_gets_the_static_one(folder: Path, tmp_pa
         "model.path": folder / "model",
         "data.path": folder / "reviews.csv",
         "target": "jetson-orin",
-        "max_drop_points": 100.0,
+        "budget.max_drop_points": 100.0,
         **QUICK,
     }
 
