@@ -15,7 +15,7 @@ from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
 from pydantic import BaseModel, ConfigDict, Field
 
 from tlc.compress.bias import correct_biases, correct_biases_in_order
-from tlc.compress.sensitivity import LayerNoise, layer_noise, tensor_ranges
+from tlc.compress.layer_noise import LayerNoise, layer_noise, tensor_ranges
 from tlc.compress.smooth import smooth
 from tlc.export.fp16 import RANGE_SAMPLES, float32_on_data, name_nodes
 from tlc.export.half import constants_as_initializers
@@ -247,7 +247,7 @@ def quantize_within_budget(
 ) -> QuantizeRecord:
     """Quantise everything; while that costs more than the budget, leave more of the worst layers in float.
 
-    Layers are ranked once by what each alone does to the probabilities (`tlc.compress.sensitivity`). Then the worst
+    Layers are ranked once by what each alone does to the probabilities (`tlc.compress.layer_noise`). Then the worst
     1, 2, 4, ... up to `settings.max_exclusions` stay in float, each a new quantisation and one call of `drop_points`.
     At most 2 + log2(max_exclusions) quantisations. `out` gets the first candidate that meets the budget, else the one
     that lost least.

@@ -1,4 +1,4 @@
-"""Which layer suffers most from INT8: each quantised alone, judged by what it does to the predicted probabilities."""
+"""How noisy each layer is in INT8: quantised alone, judged by what it does to the predicted probabilities."""
 
 from collections.abc import Sequence
 from pathlib import Path
