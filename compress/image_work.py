@@ -27,7 +27,7 @@ from tlc.compress.prune import prune_step, reestimate_batchnorm
 from tlc.compress.quantize import QuantizeRecord, check_calibration, quantize_within_budget
 from tlc.compress.runner import Runner
 from tlc.compress.student import is_built_from_teacher, student_from_teacher
-from tlc.compress.train import bf16_is_fast
+from tlc.compress.train import Fitted, TrainSettings, bf16_is_fast
 from tlc.compress.work import ENOUGH_TO_JUDGE, Answers, Data, Feeds, Outcome, Quantized, Work, counted, some
 from tlc.export.fp16 import RANGE_SAMPLES, Fp16Record, fp16_from_float
 from tlc.export.graph import graph_stats
@@ -69,44 +69,44 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
         """Read a checkpoint."""
         return load_saved(folder, arch=arch)
 
-    def make_student(
-        self, teacher: Model, spec: str, *, teacher_key: str, folder: Path, emit: Emit
-    ) -> tuple[Model, dict[str, Any]]:
-        """Return the student that `spec` names, trained towards the teacher, and what was found on the way.
+    def start_student(self, teacher: Model, spec: str, emit: Emit) -> tuple[Model, dict[str, Any]]:
+        """Return the student that `spec` names, not yet trained, and what was found on the way.
 
         A student made of the teacher keeps the teacher's weights; which of its blocks stay is decided by how much the
         teacher's answers change without them.
         """
         fit, seed = self.data.fit, self.recipe.seed
-        if is_built_from_teacher(spec):
-            indices = _choice_indices(fit, seed)
-            student, record = student_from_teacher(
-                teacher,
-                spec,
-                score=counted(_answers_kept(teacher, fit, indices), emit, _CHOICE_EVALUATIONS),
-                example=torch.from_numpy(fit.batch(indices[:2])),
-                max_evaluations=_CHOICE_EVALUATIONS,
-                round_to=self.target.channel_multiple,
-            )
-            student = student.after("batch norm re-estimated", _with_batchnorm(student.module, fit, seed))
-            found: dict[str, Any] = {"built": record.model_dump(mode="json")}
-        else:
-            student = _other_architecture(teacher, spec, seed)
-            found = {"built": spec}
-        student, fitted = distill(
+        if not is_built_from_teacher(spec):
+            return _other_architecture(teacher, spec, seed), {"built": spec}
+        indices = _choice_indices(fit, seed)
+        student, record = student_from_teacher(
+            teacher,
+            spec,
+            score=counted(_answers_kept(teacher, fit, indices), emit, _CHOICE_EVALUATIONS),
+            example=torch.from_numpy(fit.batch(indices[:2])),
+            max_evaluations=_CHOICE_EVALUATIONS,
+            round_to=self.target.channel_multiple,
+        )
+        student = student.after("batch norm re-estimated", _with_batchnorm(student.module, fit, seed))
+        return student, {"built": record.model_dump(mode="json")}
+
+    def train_student(
+        self, teacher: Model, student: Model, training: TrainSettings, *, teacher_key: str, folder: Path, emit: Emit
+    ) -> tuple[Model, Fitted]:
+        """Return `student` trained towards the teacher; `folder` keeps the state after each epoch."""
+        return distill(
             teacher,
             student,
-            fit,
+            self.data.fit,
             self.data.holdout,
             self.recipe.distill,
-            self.recipe.train,
-            seed=seed,
+            training,
+            seed=self.recipe.seed,
             folder=folder,
             logits_folder=self._logits_folder(teacher_key),
             emit=emit,
             what="distill",
         )
-        return student, {**found, "best_epoch": fitted.best_epoch, "scores": list(fitted.scores)}
 
     def make_pruned(
         self, teacher: Model, model: Model, ratio: float, *, teacher_key: str, folder: Path, emit: Emit

@@ -125,19 +125,27 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
         """Read a checkpoint."""
         return load_saved_text(folder)
 
-    def make_student(
-        self, teacher: TextModel, spec: str, *, teacher_key: str, folder: Path, emit: Emit
-    ) -> tuple[TextModel, dict[str, Any]]:
-        """Return the student made of the teacher as `spec` says, trained towards it, and what was found on the way.
+    def start_student(self, teacher: TextModel, spec: str, emit: Emit) -> tuple[TextModel, dict[str, Any]]:
+        """Return the student made of the teacher as `spec` says, not yet trained, and what was found on the way.
 
         Which layers stay is decided by how much the teacher's answers change without them.
         """
         student, record = self._made_smaller(teacher, spec, emit)
-        student, fitted = self._distilled(
-            teacher, student, record.kept_layers, self.recipe.train, teacher_key, folder, emit, "distill"
-        )
-        found = {"built": record.model_dump(mode="json")}
-        return student, {**found, "best_epoch": fitted.best_epoch, "scores": list(fitted.scores)}
+        return student, {"built": record.model_dump(mode="json")}
+
+    def train_student(
+        self,
+        teacher: TextModel,
+        student: TextModel,
+        training: TrainSettings,
+        *,
+        teacher_key: str,
+        folder: Path,
+        emit: Emit,
+    ) -> tuple[TextModel, Fitted]:
+        """Return `student` trained towards the teacher; `folder` keeps the state after each epoch."""
+        layers = kept_layers(teacher, student)
+        return self._distilled(teacher, student, layers, training, teacher_key, folder, emit, "distill")
 
     def make_pruned(
         self, teacher: TextModel, model: TextModel, ratio: float, *, teacher_key: str, folder: Path, emit: Emit

@@ -19,6 +19,7 @@ from tlc.calibration.metrics import accuracy_change, agreement, score
 from tlc.compress.events import Emit, Progress
 from tlc.compress.recipe import Recipe
 from tlc.compress.runner import Runner
+from tlc.compress.train import Fitted, TrainSettings
 from tlc.export.fp16 import Fp16Record
 from tlc.runtime.report import Accuracy, AccuracyChange, Agreement, TextLengths
 from tlc.runtime.session import Session
@@ -94,10 +95,24 @@ class Work(ABC, Generic[M, F, P]):
         """Return what `save` wrote; `arch` is what it needs besides."""
 
     @abstractmethod
+    def start_student(self, teacher: M, spec: str, emit: Emit) -> tuple[M, dict[str, Any]]:
+        """Return the student that `spec` names, not yet trained, and what was found on the way."""
+
+    @abstractmethod
+    def train_student(
+        self, teacher: M, student: M, training: TrainSettings, *, teacher_key: str, folder: Path, emit: Emit
+    ) -> tuple[M, Fitted]:
+        """Return `student` trained towards the teacher; `folder` keeps the state after each epoch."""
+
     def make_student(
         self, teacher: M, spec: str, *, teacher_key: str, folder: Path, emit: Emit
     ) -> tuple[M, dict[str, Any]]:
         """Return the student that `spec` names, trained towards the teacher, and what was found on the way."""
+        student, found = self.start_student(teacher, spec, emit)
+        student, fitted = self.train_student(
+            teacher, student, self.recipe.train, teacher_key=teacher_key, folder=folder, emit=emit
+        )
+        return student, {**found, "best_epoch": fitted.best_epoch, "scores": list(fitted.scores)}
 
     @abstractmethod
     def make_pruned(
