@@ -212,7 +212,7 @@ def _decide_student(recipe: Recipe, model: Model, splits: Splits) -> Decision:
     if spec == "none":
         return Decision(None, "Switched off by student = none.")
     if spec != "auto":
-        check_student(model, spec)
+        check_student(model, spec, round_to=load_target(recipe.target).channel_multiple)
         return Decision(spec, "Asked for.")
     count = len(splits.fit)
     if count < ENOUGH_TO_RETRAIN:

@@ -243,6 +243,8 @@ def test_a_student_of_depth_and_width_records_how_it_came_to_be(teacher: Model) 
         ("depth:4,0,4", StudentSpec(depth=(4, 0, 4))),
         ("width:0.75", StudentSpec(width=0.75)),
         ("width:0.75+depth:4,4", StudentSpec(depth=(4, 4), width=0.75)),
+        ("width:2", StudentSpec(width=2.0)),
+        ("depth:2,2+width:2,0.75", StudentSpec(depth=(2, 2), width=(2.0, 0.75))),
     ],
 )
 def test_specs_are_understood(text: str, spec: StudentSpec) -> None:
@@ -254,7 +256,8 @@ def test_specs_are_understood(text: str, spec: StudentSpec) -> None:
     [
         ("depth:1.5", "depth:1.5 in 'depth:1.5' is out of range: the share to keep is above 0 and at most 1."),
         ("width:0", "width:0 in 'width:0' is out of range"),
-        ("width:4,4", "width:4,4 in 'width:4,4' is out of range"),
+        ("width:5", "width:5 in 'width:5' is out of range: the share to keep is above 0 and at most 4."),
+        ("width:2,x", "width:x in 'width:2,x' is out of range"),
         ("depth:", "depth: in 'depth:' is out of range"),
         ("depth:0", "'depth:0' keeps no block."),
         ("depth:0.5+hight:2", "'hight:2' is not understood"),
