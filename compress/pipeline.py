@@ -1,6 +1,5 @@
 """The main path: a fine-tuned model in, the fastest file that stays within the budget out, with the evidence."""
 
-import json
 import shutil
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -9,6 +8,7 @@ from typing import Any, Literal
 
 import onnx
 
+from tlc.compress.budget import choose
 from tlc.compress.events import Emit, StageDone, silent
 from tlc.compress.measure import Candidate, Timing, latencies, measure, speedup
 from tlc.compress.plan import Network, Plan, make_plan
@@ -17,12 +17,13 @@ from tlc.compress.quantize import worth_quantizing
 from tlc.compress.recipe import Recipe
 from tlc.compress.run import RunFolder, StageResult, open_run
 from tlc.compress.runner import Runner
+from tlc.compress.select import rule_warnings, ship, write_manifest
 from tlc.compress.student import is_built_from_teacher
-from tlc.compress.verdict import choose, verdict
+from tlc.compress.verdict import verdict
 from tlc.compress.work import AnyWork
 from tlc.export.contract import check_model
 from tlc.export.fp16 import Fp16Record
-from tlc.runtime.artifact import replacing_dir, require_free_space, sha256_file, write_text
+from tlc.runtime.artifact import replacing_dir, require_free_space, sha256_file
 from tlc.runtime.environment import environment
 from tlc.runtime.errors import TlcError
 from tlc.runtime.report import (
@@ -114,7 +115,7 @@ class _Pipeline:
         if not leads():
             wait_for_all()
             raise SystemExit(0)
-        report = self.concluded(rows, candidates, pruned, command)
+        report = self.concluded(rows, pruned, command)
         wait_for_all()
         return report
 
@@ -260,12 +261,11 @@ class _Pipeline:
         self._measure_stage = self.run.stage("measure", inputs, make)
         return [Measurement.model_validate(row) for row in self._measure_stage.found["rows"]]
 
-    def concluded(self, rows: list[Measurement], candidates: list[Candidate], final: Version, command: str) -> Report:
+    def concluded(self, rows: list[Measurement], final: Version, command: str) -> Report:
         """Choose what ships, publish it, and write the manifest."""
-        chosen, budget_met = choose(rows, self.recipe.budget.max_drop_points)
-        shutil.copyfile(self.run.path / chosen.file, self.run.path / "model.onnx.new")
-        (self.run.path / "model.onnx.new").replace(self.run.path / "model.onnx")
-        next(candidate for candidate in candidates if candidate.name == chosen.name).work.ship(self.run.path)
+        budget = self.recipe.budget
+        choice = choose(rows, budget)
+        ship(self.run.path, choice.chosen)
         self._publish_network(final)
         report = Report(
             tlc_version=version("tlc"),
@@ -286,11 +286,16 @@ class _Pipeline:
             environment=self._measure_stage.found["environment"],
             stages=self.records,
             measurements=rows,
-            chosen=chosen.name,
-            max_drop_points=self.recipe.budget.max_drop_points,
-            budget_met=budget_met,
-            verdict=verdict(rows[0], chosen, rows[-1], self.recipe.budget.max_drop_points, self.work.noun),
-            warnings=self._warnings(rows, chosen),
+            chosen=choice.chosen.name,
+            selected_by="",
+            budget=budget,
+            budget_met=choice.met,
+            confident=choice.confident,
+            front=choice.front,
+            lost=choice.lost,
+            needed=choice.needed,
+            verdict=verdict(rows, choice, budget, self.work.noun),
+            warnings=self._warnings(rows, choice.chosen),
         )
         self._write_manifest(report, final)
         return report
@@ -328,7 +333,10 @@ class _Pipeline:
     def _kept_if_it_pays(
         self, name: str, before: Version, after: Version, stage: StageResult, *, judged: bool
     ) -> Version:
-        """Return `after` where it is measurably faster than `before` and, if `judged`, within the budget on holdout."""
+        """Return `after` where it is measurably faster than `before` and, if `judged`, within the budget on holdout.
+
+        Where the smallest file is wanted, a smaller one need not be faster.
+        """
 
         def make(_folder: Path) -> dict[str, Any]:
             pair = (before, after)
@@ -352,8 +360,12 @@ class _Pipeline:
             measured += f" in float32 on this machine's CPU, which stands in for {self.target.name}"
         if judged:
             measured += f", {0 - drop:+.2f} points on the held-out {self.work.noun}"
-        kept = gain.low > 1 and not (judged and drop > self.recipe.budget.max_drop_points)
-        reason = measured if kept else f"{measured}: {'not faster' if gain.low <= 1 else 'over the budget'}"
+        budget, pays = self.recipe.budget, gain.low > 1
+        if budget.objective == "smallest" and not pays:
+            ratio = before.deployed.stat().st_size / after.deployed.stat().st_size
+            pays, measured = ratio > 1, f"{measured}, {ratio:.2f}x smaller"
+        kept = pays and not (judged and drop > budget.max_drop_points)
+        reason = measured if kept else f"{measured}: {'over the budget' if pays else 'not faster'}"
         self._note(name, "kept" if kept else "dropped", reason + ".", stage)
         return after if kept else before
 
@@ -393,11 +405,6 @@ class _Pipeline:
 
     def _warnings(self, rows: list[Measurement], chosen: Measurement) -> list[str]:
         warnings = [*self._measure_stage.found["warnings"], *self.notes]
-        if found := check_model(onnx.load(self.run.path / chosen.file), self.target):
-            warnings.append(
-                f"{chosen.file} breaks rules of {self.target.name} in {len(found)} places; "
-                f"tlc check {chosen.file} --target {self.target.name} lists them."
-            )
         if self.plan.splits.skipped:
             count = len(self.plan.splits.skipped)
             warnings.append(f"{count} {self.work.noun} were left out; report.json says which and why.")
@@ -406,11 +413,11 @@ class _Pipeline:
             warnings.append(
                 f"The smallest class has {smallest} evaluation {self.work.noun}: per-class changes say little."
             )
-        return warnings
+        return [*warnings, *rule_warnings(self.run.path, chosen, self.target)]
 
     def _write_manifest(self, report: Report, final: Version) -> None:
         files = {row.file: row.sha256 for row in report.measurements}
-        for name in ("model.onnx", *(f"model/{name}" for name in self.work.network_files)):
+        for name in (f"model/{name}" for name in self.work.network_files):
             files[name] = sha256_file(self.run.path / name)
         manifest = {
             "schema_version": 1,
@@ -419,12 +426,13 @@ class _Pipeline:
             "model": report.model.model_dump(mode="json"),
             "data": report.data.model_dump(mode="json"),
             "recipe": report.recipe,
+            "target": self.target.model_dump(mode="json"),
             "environment": report.environment,
             "lineage": list(self._load(final).history),
             "chosen": report.chosen,
-            "files": dict(sorted(files.items())),
+            "files": files,
         }
-        write_text(self.run.path / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        write_manifest(self.run.path, manifest)
 
 
 def _require_accepted(path: Path, target: Target) -> None:

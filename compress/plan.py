@@ -101,7 +101,7 @@ def _plan_images(recipe: Recipe, target: Target, model_sha256: str) -> Plan:
         input_shape=observed_shape(splits, recipe.model.preprocess),
         preprocess=recipe.model.preprocess,
     )
-    _check_sizes(recipe, model, splits)
+    check_sizes(recipe.model.preprocess, model, splits)
     splits = splits.for_model(model.num_classes, model.classes)
     check_calibration(len(splits.fit), recipe.quantize)
     if "int8" in target.precisions:
@@ -195,10 +195,10 @@ def _refuse_text_settings(recipe: Recipe) -> None:
         )
 
 
-def _check_sizes(recipe: Recipe, model: Model, splits: Splits) -> None:
+def check_sizes(options: PreprocessOptions, model: Model, splits: Splits) -> None:
     """Refuse to cut out the centre of images of another size where nobody asked for that."""
     fed = model.preprocess
-    if fed.resize is None and recipe.model.preprocess.resize is None and splits.image_size != fed.size:
+    if fed.resize is None and options.resize is None and splits.image_size != fed.size:
         wanted = f"{fed.size[0]}x{fed.size[1]}"
         found = f"{splits.image_size[0]}x{splits.image_size[1]}" if splits.image_size else "of several sizes"
         raise TlcError(

@@ -11,12 +11,12 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from tlc.calibration.splits import EVALUATION_RATIO, HOLDOUT_RATIO
-from tlc.compress.budget import Budget
 from tlc.compress.distill import LossSettings
 from tlc.compress.inputs import PreprocessOptions
 from tlc.compress.prune import PruneSettings
 from tlc.compress.quantize import QuantizeSettings
 from tlc.compress.train import TrainSettings
+from tlc.runtime.budget import Budget
 from tlc.runtime.errors import UsageError
 
 if sys.version_info >= (3, 11):

@@ -25,6 +25,7 @@ from tlc.calibration.text_metrics import (
 )
 from tlc.calibration.texts import TextSet, TextSplits
 from tlc.calibration.tokens import TextInput, Tokens, encode, gather
+from tlc.compress.budget import fastest
 from tlc.compress.events import Emit, Progress
 from tlc.compress.losses import softened_kl
 from tlc.compress.measure import Timing, latencies, p50_ms
@@ -36,9 +37,7 @@ from tlc.compress.text_layers import transformer_layers
 from tlc.compress.text_model import TextModel, load_saved_text, save_text_model
 from tlc.compress.text_qat import qat_text
 from tlc.compress.text_student import TextStudentRecord, kept_layers, text_student_from_teacher
-from tlc.compress.tokenizer_files import TOKENIZER_NAME
 from tlc.compress.train import Fitted, TrainSettings, bf16_is_fast
-from tlc.compress.verdict import fastest
 from tlc.compress.work import ENOUGH_TO_JUDGE, Answers, Data, Feeds, Outcome, Quantized, Work, counted, some
 from tlc.export.dynamic_int8 import dynamic_int8
 from tlc.export.fp16 import RANGE_SAMPLES, Fp16Record, fp16_from_float
@@ -460,10 +459,6 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
         """Write what texts go through and the class names into the file, and the tokenizer beside it."""
         write_metadata(source, path, self.fed, self.classes)
         write_text(path.with_name(tokenizer_name(self.fed)), self.tokenizer)
-
-    def ship(self, folder: Path) -> None:
-        """Write the tokenizer under the name that other tools look for."""
-        write_text(folder / TOKENIZER_NAME, self.tokenizer)
 
 
 def _points(drop: float) -> str:

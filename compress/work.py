@@ -191,9 +191,6 @@ class Work(ABC, Generic[M, F, P]):
     def write_metadata(self, source: Path, path: Path) -> None:
         """Write `source` to `path` with what a device needs to feed it inside, and beside it what does not fit in."""
 
-    def ship(self, _folder: Path) -> None:
-        """Write what the device needs besides the file that ships into its folder."""
-
     def judged(self, path: Path, runner: Runner, part: P) -> Answers:
         """Return the answers of a file as the target's runtime gives them, on all cores."""
         with runner.open(path, threads=os.cpu_count() or 1) as session:
