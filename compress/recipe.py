@@ -74,8 +74,9 @@ class DistillSection(LossSettings):
 
     student: str = "auto"
     """auto, none, depth:0.5 (blocks or layers kept), width:0.75 (channels kept), both joined by "+". Images also:
-    depth:4,4,4 (kept per stage), or an architecture as for the model. Texts also: depth:3 (layers), heads:0.5,
-    intermediate:0.5, embedding:128 (factorised), vocabulary:data (tokens that the data uses)."""
+    depth:4,4,4 (kept per stage), width:2 (wider, the same answers), or an architecture as for the model. Texts also:
+    depth:3 (layers), heads:0.5, intermediate:0.5, embedding:128 (factorised), vocabulary:data (tokens that the data
+    uses)."""
 
 
 class PruneSection(PruneSettings):

@@ -166,6 +166,18 @@ def open_run(path: Path, identity: Mapping[str, str], *, resume: bool, emit: Emi
         yield RunFolder(path, emit)
 
 
+@contextmanager
+def hold_run(path: Path) -> Iterator[None]:
+    """Hold the run in folder `path`, so that no other process changes it until the block ends.
+
+    Raises TlcError where there is none, or another process is running in it.
+    """
+    if not (path / MARKER).is_file():
+        raise TlcError(f"{path} is not the folder of a run.", hint="Give the --out of tlc compress.")
+    with _locked(path / ".lock", path):
+        yield
+
+
 def _check_marker(marker: Path, identity: Mapping[str, str], *, resume: bool) -> None:
     try:
         known = json.loads(marker.read_text())

@@ -108,6 +108,17 @@ def test_the_plan_says_what_is_left_out_for_a_target(inputs: Path) -> None:
     assert "; no latency: " in lines
 
 
+def test_a_limit_that_cannot_be_held_here_is_refused_before_anything_is_read(inputs: Path) -> None:
+    limits = {"budget__max_latency_ms": 5, "budget__max_memory_bytes": 10**8, "data__path": inputs / "absent.npz"}
+
+    with pytest.raises(
+        TlcError, match=r"budget\.max_latency_ms, budget\.max_memory_bytes: latency and .* jetson-nano"
+    ) as caught:
+        make_plan(recipe(inputs, "jetson-nano", **limits))
+
+    assert "tlc gate --device" in caught.value.hint
+
+
 def test_a_network_too_small_for_int8_on_a_gpu_ships_as_float16(inputs: Path, tmp_path: Path) -> None:
     torch.save(tiny.TinyNet(width=4).state_dict(), tmp_path / "narrow.pt")
     narrow = {"model__path": tmp_path / "narrow.pt", "model__arch": f"{inputs / 'net.py'}:narrow"}

@@ -10,12 +10,15 @@ import pytest
 from click.testing import CliRunner, Result
 from tiny_text import TAGS, write_entities, write_questions, write_reviews, write_tiny
 
+from tlc.calibration.token_set import TextInput
 from tlc.cli.main import main
 from tlc.cli.report import write_report
 from tlc.compress import pipeline
 from tlc.compress.pipeline import compress
 from tlc.compress.recipe import read_recipe
+from tlc.compress.select import select
 from tlc.export.metadata import read_metadata
+from tlc.runtime.artifact import sha256_file
 from tlc.runtime.report import Interval, Report
 
 QUICK = {
@@ -98,6 +101,22 @@ def test_files_with_other_tokenizers_are_scored_with_their_own(report: Report, f
 
     scores = [row["accuracy"]["top1"] for row in json.loads(result.stdout)]
     assert scores == [row.accuracy.top1 for row in report.measurements if row.name in ("original", "student")]
+
+
+def test_selecting_a_file_that_has_another_tokenizer_ships_that_one(report: Report, folder: Path) -> None:
+    run_folder, shipped = folder / "run", set()
+    write_report(report, run_folder)
+
+    for name in ("original", "student"):
+        select(run_folder, {}, name=name)
+        fed, _classes = read_metadata(run_folder / "model.onnx")
+        assert isinstance(fed, TextInput)
+        assert sha256_file(run_folder / "tokenizer.json") == fed.tokenizer_sha256
+        shipped.add(fed.tokenizer_sha256)
+    own = select(run_folder, {})
+
+    assert len(shipped) == 2
+    assert (own.chosen, own.verdict) == (report.chosen, report.verdict)
 
 
 def test_the_report_shows_lengths_and_scores_of_texts(report: Report, folder: Path) -> None:
