@@ -24,7 +24,14 @@ from tlc.compress.image_train import evaluate
 from tlc.compress.losses import softened_kl
 from tlc.compress.model import Model
 from tlc.compress.prune import prune_step, reestimate_batchnorm
-from tlc.compress.quantize import QuantizeRecord, check_calibration, quantize_within_budget
+from tlc.compress.quantize import (
+    FEWEST_SAMPLES,
+    QuantizeRecord,
+    check_calibration,
+    for_timing,
+    quantize_onnx,
+    quantize_within_budget,
+)
 from tlc.compress.runner import Runner
 from tlc.compress.student import is_built_from_teacher, student_from_teacher
 from tlc.compress.train import Fitted, TrainSettings, bf16_is_fast
@@ -179,6 +186,19 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
         if record.chosen > 0:
             files.insert(0, Quantized("-mixed", best))
         return files, record.model_dump(mode="json"), f"{quantize_summary(record)}."
+
+    def int8_for_timing(self, float_onnx: Path, folder: Path) -> list[Quantized]:
+        """Write the file with everything in INT8."""
+        out = folder / "int8.onnx"
+        quantize_onnx(
+            float_onnx,
+            out,
+            self._calibration(float_onnx, FEWEST_SAMPLES),
+            count=FEWEST_SAMPLES,
+            target=self.target,
+            settings=for_timing(self.recipe.quantize),
+        )
+        return [Quantized("", out)]
 
     def quantize_within_budget(
         self, _network: Model | None, float_onnx: Path, out: Path, runner: Runner, emit: Emit

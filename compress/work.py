@@ -146,6 +146,13 @@ class Work(ABC, Generic[M, F, P]):
         """
 
     @abstractmethod
+    def int8_for_timing(self, float_onnx: Path, folder: Path) -> list[Quantized]:
+        """Write the INT8 files that `quantize` could ship, with ranges from a few samples.
+
+        They take the same time, since their operators and shapes are the same; their answers are worth nothing.
+        """
+
+    @abstractmethod
     def quantize_within_budget(
         self, network: M | None, float_onnx: Path, out: Path, runner: Runner, emit: Emit
     ) -> Outcome:

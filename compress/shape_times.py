@@ -1,0 +1,207 @@
+"""How long the shapes of students take on the target, measured before training: time does not depend on weights.
+
+Every shape is exported and made what would ship of it. All are measured in turns beside the original, so that what is
+kept is a ratio to it, which holds from one session of a machine to the next where milliseconds do not.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tlc.compress.events import Emit, Progress, silent
+from tlc.compress.measure import Precision, Timing, latencies, p50_ms
+from tlc.compress.plan import Network
+from tlc.compress.quantize import worth_quantizing
+from tlc.compress.runner import Runner
+from tlc.compress.shapes import Shape, shapes_of
+from tlc.compress.work import AnyWork, Feeds
+from tlc.runtime.artifact import sha256_json, write_text
+from tlc.runtime.environment import environment, machine_identity
+from tlc.runtime.errors import TlcError
+from tlc.runtime.statistics import ratio_interval
+
+TIMING = Timing(rounds=20, launches=1, seed=0)
+"""Of a session: enough for a shape's p50 to within about 1 % on a quiet machine."""
+ORIGINAL = "original"
+_SESSION = 16
+"""Shapes measured at once: each is a process with its model in memory."""
+_SIGMA_TAIL = 0.1587
+"""What of a normal distribution lies beyond one standard deviation, on one side."""
+_FORMAT = 1
+
+
+class ShapeTime(BaseModel):
+    """What was measured of one shape."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ratio: float
+    """Its time over the original's."""
+    noise_ratio: float
+    """Standard deviation of that, over it: of the rounds of one session."""
+    form: str
+    """Which of its INT8 files this is, the fastest: "", "-dynamic"."""
+
+
+class ShapeTimes(BaseModel):
+    """All that was measured of one model's shapes on one machine for one target."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    original_ms: float
+    """p50 of the float32 file of the model itself, as it is deployed, when the first shape was measured."""
+    shapes: dict[str, ShapeTime]
+
+    def p50_ms(self, name: str) -> float:
+        """Return the p50 of the shape of that name."""
+        return self.original_ms * self.shapes[name].ratio
+
+
+def measure_shapes(
+    work: AnyWork,
+    model: Network,
+    specs: Sequence[str],
+    runner: Runner,
+    *,
+    cache: Path,
+    precision: Precision = "int8",
+    timing: Timing = TIMING,
+    emit: Emit = silent,
+) -> dict[str, float]:
+    """Return the p50, in ms at batch 1, of every student in `specs`, and under "original" that of the model in float32.
+
+    Arguments and errors as in `times_of`. Of students named alike but for the choice of blocks (`depth:0.5`), the one
+    whose blocks go evenly over the network is measured.
+    """
+    known = shapes_of(work, model)
+    shapes = {spec: known.shape(spec) for spec in specs}
+    times = times_of(
+        work, model, list(shapes.values()), runner, cache=cache, precision=precision, timing=timing, emit=emit
+    )
+    return {ORIGINAL: times.original_ms, **{spec: times.p50_ms(shape.name) for spec, shape in shapes.items()}}
+
+
+def times_of(
+    work: AnyWork,
+    model: Network,
+    shapes: Sequence[Shape],
+    runner: Runner,
+    *,
+    cache: Path,
+    precision: Precision = "int8",
+    timing: Timing = TIMING,
+    emit: Emit = silent,
+) -> ShapeTimes:
+    """Return the times of `shapes`, and of all others that `cache` knows; what it lacks is measured, and kept there.
+
+    Args:
+        work: with the target, and the data for inputs and calibration.
+        model: what the shapes are students of.
+        shapes: of `tlc.compress.shapes`.
+        runner: of this machine.
+        cache: folder that remembers; what counts is the model's shape, not its weights, the inputs' sizes, the target,
+            the machine and what the times are of.
+        precision: of the files: float32, float16, or INT8 with ranges from a few samples (float16 or float32 where no
+            layer gains from INT8). Of several INT8 files the fastest counts.
+        timing: of each session of 16 shapes or fewer.
+        emit: is told what is made and measured.
+
+    Raises:
+        TlcError: the target's runtime is not here; a shape cannot be built, exported or run.
+
+    """
+    if runner.missing:
+        raise TlcError(
+            f"Shapes are timed where {runner.target.name} runs, and not here: {runner.missing}",
+            hint="Search on the target, or leave the limit on latency out.",
+        )
+    feeds = work.for_network(model).timing_feeds()
+    path = cache / f"shapes-{_key(model, feeds, runner, precision, timing)[:16]}.json"
+    known = _read(path)
+    missing = [shape for shape in shapes if known is None or shape.name not in known.shapes]
+    missing = list({shape.name: shape for shape in missing}.values())
+    if known is not None and not missing:
+        return known
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".shapes-") as scratch:
+        (_, original), *_rest = _files(work, model, Path(scratch), "fp32")
+        for start in range(0, max(1, len(missing)), _SESSION):
+            with tempfile.TemporaryDirectory(dir=scratch) as session:
+                files = {(ORIGINAL, ""): original}
+                for number, shape in enumerate(missing[start : start + _SESSION], start):
+                    folder = Path(session) / str(number)
+                    folder.mkdir()
+                    made = _files(work, shape.build(), folder, precision)
+                    files |= {(shape.name, form): file for form, file in made}
+                    emit(Progress("shapes built", number + 1, len(missing)))
+                known = _joined(_read(path) or known, _measured(files, feeds, runner, timing, emit))
+            write_text(path, known.model_dump_json(indent=1) + "\n")
+    assert known is not None
+    return known
+
+
+def _files(work: AnyWork, network: Network, folder: Path, precision: Precision) -> list[tuple[str, Path]]:
+    """Write the files that would ship of a network, and return each with the name of its form."""
+    own = work.for_network(network)
+    plain = folder / "float.onnx"
+    own.export(network, plain)
+    if precision == "int8" and worth_quantizing(plain, own.target):
+        return [(file.suffix, file.path) for file in own.int8_for_timing(plain, folder)]
+    if precision != "fp32" and "fp16" in own.target.precisions:
+        own.fp16(plain, folder / "fp16.onnx")
+        return [("", folder / "fp16.onnx")]
+    deployed, _note = own.fused(plain, folder)
+    return [("", deployed)]
+
+
+def _measured(
+    files: Mapping[tuple[str, str], Path], feeds: Sequence[Feeds], runner: Runner, timing: Timing, emit: Emit
+) -> ShapeTimes:
+    """Measure files, by shape and form, in one session; of a shape's forms the fastest counts."""
+    keys = {" ".join(key).strip(): key for key in files}
+    found = latencies({name: (files[key], feeds) for name, key in keys.items()}, runner, timing, emit)
+    original = found.pop(ORIGINAL)
+    shapes: dict[str, ShapeTime] = {}
+    for name, launches in found.items():
+        ratio = ratio_interval(original, launches, tail=_SIGMA_TAIL, seed=timing.seed)
+        shape, form = keys[name]
+        if shape not in shapes or ratio.estimate < shapes[shape].ratio:
+            noise_ratio = (ratio.high - ratio.low) / 2 / ratio.estimate
+            shapes[shape] = ShapeTime(ratio=ratio.estimate, noise_ratio=noise_ratio, form=form)
+    return ShapeTimes(original_ms=p50_ms(original), shapes=shapes)
+
+
+def _joined(known: ShapeTimes | None, new: ShapeTimes) -> ShapeTimes:
+    """Return both; the first session's original is what all ratios are multiplied with."""
+    if known is None:
+        return new
+    return known.model_copy(update={"shapes": {**known.shapes, **new.shapes}})
+
+
+def _key(model: Network, feeds: Sequence[Feeds], runner: Runner, precision: Precision, timing: Timing) -> str:
+    return sha256_json(
+        {
+            "format": _FORMAT,
+            "arch": model.arch.model_dump(mode="json"),
+            "weights": {name: list(value.shape) for name, value in model.module.state_dict().items()},
+            "inputs": [{name: list(value.shape) for name, value in feed.items()} for feed in feeds],
+            "target": runner.target.model_dump(mode="json"),
+            "runtime": runner.runtime,
+            "machine": machine_identity(environment()),
+            "precision": precision,
+            "timing": asdict(timing),
+            "tlc": version("tlc"),
+        }
+    )
+
+
+def _read(path: Path) -> ShapeTimes | None:
+    """Return what an earlier session found; None where there was none, or nobody can read it."""
+    try:
+        return ShapeTimes.model_validate_json(path.read_text())
+    except (OSError, ValidationError):
+        return None
