@@ -32,7 +32,7 @@ def plan_lines(plan: Plan) -> list[str]:
         f"{'input ' + shape if kind == 'images' else 'at most ' + shape + ' tokens'})",
         f"data       {splits.path}: {count} to train on, {len(splits.holdout)} held out, "
         f"{len(splits.evaluation)} to evaluate on",
-        f"target     {plan.target.name}, budget {recipe.budget.max_drop_points:g} points of accuracy",
+        f"target     {plan.target.name}, budget {recipe.budget.words}",
     ]
     passes = recipe.train.resolved(kind).epochs
     cached = recipe.distill.resolved(kind).feature == "none"

@@ -23,6 +23,7 @@ from tlc.compress.text_student import check_text_student
 from tlc.compress.text_work import text_work
 from tlc.compress.work import Work
 from tlc.runtime.artifact import sha256_file, sha256_json
+from tlc.runtime.capability import missing
 from tlc.runtime.errors import TlcError, UsageError
 from tlc.runtime.target import Target, load_target
 
@@ -85,10 +86,22 @@ def make_plan(recipe: Recipe) -> Plan:
 
     """
     target = load_target(recipe.target)
+    _refuse_limits_without_runtime(recipe, target)
     model_sha256 = model_digest(recipe.model.path)
     if is_text_model(recipe.model.path, recipe.model.arch):
         return _plan_texts(recipe, target, model_sha256)
     return _plan_images(recipe, target, model_sha256)
+
+
+def _refuse_limits_without_runtime(recipe: Recipe, target: Target) -> None:
+    """Refuse limits on what cannot be measured here."""
+    given = [key for key in ("max_latency_ms", "max_memory_bytes") if getattr(recipe.budget, key) is not None]
+    if given and (reason := missing(target)) is not None:
+        raise TlcError(
+            f"{', '.join(f'budget.{key}' for key in given)}: latency and memory on {target.name} cannot be measured on "
+            f"this machine: {reason}.",
+            hint="Leave these limits out here, and hold them on the device: tlc gate --device.",
+        )
 
 
 def _plan_images(recipe: Recipe, target: Target, model_sha256: str) -> Plan:
