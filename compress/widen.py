@@ -21,10 +21,9 @@ from tlc.compress.cost import parameters
 from tlc.compress.coupling import Coupling, Graph, proven, with_random_weights
 from tlc.compress.model import Model
 from tlc.compress.prune import without_auxiliary
+from tlc.compress.widen_layers import KNOWN_LAYERS, NotAlongAxisError, channels_of, widen_layer
 from tlc.runtime.errors import TlcError
 
-_SPREAD = 0.5
-"""Parts of a weight are drawn from 1 +- this before they are scaled to add up to it."""
 _EXACT = 1e-6
 """Largest relative difference that rounding in float64 may leave, far below what a wrong copy does."""
 _ALIKE = 1e-3
@@ -59,10 +58,6 @@ class _Place:
 
 _Entries: TypeAlias = dict[int, tuple[Widening, int]]
 """Position along an axis -> what is widened there, and its channel."""
-
-
-class _NotAlongAxisError(Exception):
-    """Channels do not lie along an axis as a layer hands them on."""
 
 
 def widenings(
@@ -203,7 +198,7 @@ def _places(module: nn.Module, group: Any) -> dict[_Place, tuple[tuple[int, int]
         if isinstance(target.module, nn.Parameter):
             places[_Place(bare[id(target.module)], False, int(target.pruning_dim))] = entries
         elif target.module in layers:
-            if not isinstance(target.module, _KNOWN):
+            if not isinstance(target.module, KNOWN_LAYERS):
                 return None
             if isinstance(target.module, nn.PReLU) and target.module.num_parameters == 1:
                 continue  # one slope for all channels
@@ -219,15 +214,12 @@ def _widen_part(module: nn.Module, name: str, owners: Mapping[_Place, _Entries],
     if bare is not None:
         for place, taken in owners.items():
             index = torch.tensor(_source(taken, bare.shape[place.axis]))
-            bare = _parameter(bare, bare.detach().index_select(place.axis, index))
+            bare = nn.Parameter(bare.detach().index_select(place.axis, index), requires_grad=bare.requires_grad)
         setattr(module.get_submodule(path), leaf, bare)
         return
     layer = module.get_submodule(name)
-    sources = {place.reads: _source(taken, _size(layer, reads=place.reads)) for place, taken in owners.items()}
-    if isinstance(layer, _WEIGHTED):
-        _widen_weighted(layer, sources.get(False), sources.get(True), generator)
-    else:
-        _widen_norm(layer, sources[False])
+    sources = {place.reads: _source(taken, channels_of(layer, reads=place.reads)) for place, taken in owners.items()}
+    widen_layer(layer, sources.get(False), sources.get(True), generator)
 
 
 def _source(taken: _Entries, size: int) -> list[int]:
@@ -249,103 +241,10 @@ def _source(taken: _Entries, size: int) -> list[int]:
             run += 1
         wanted = [(widening, channel) for channel in range(widening.channels) for _ in range(run)]
         if [taken.get(at + n) for n in range(len(wanted))] != wanted:
-            raise _NotAlongAxisError
+            raise NotAlongAxisError
         source += [at + channel * run + pixel for channel in widening.source for pixel in range(run)]
         at += len(wanted)
     return source
-
-
-_Conv = nn.modules.conv._ConvNd
-_WEIGHTED = (_Conv, nn.Linear)
-_KNOWN = (*_WEIGHTED, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
-
-
-def _size(layer: nn.Module, *, reads: bool) -> int:
-    if isinstance(layer, nn.Linear):
-        return layer.in_features if reads else layer.out_features
-    if isinstance(layer, _Conv):
-        return layer.in_channels if reads else layer.out_channels
-    return len(layer.weight) if isinstance(layer, nn.PReLU) else _norm_width(layer)
-
-
-def _norm_width(layer: nn.Module) -> int:
-    if isinstance(layer, nn.LayerNorm):
-        if len(layer.normalized_shape) > 1:
-            raise _NotAlongAxisError
-        return layer.normalized_shape[0]
-    return int(layer.num_channels if isinstance(layer, nn.GroupNorm) else layer.num_features)  # type: ignore[arg-type]
-
-
-def _widen_weighted(
-    layer: nn.Module, rows: Sequence[int] | None, columns: Sequence[int] | None, generator: torch.Generator
-) -> None:
-    """Copy output channels `rows`, and let the copies of an input channel, `columns`, share its weights."""
-    assert isinstance(layer, _WEIGHTED)
-    groups = layer.groups if isinstance(layer, _Conv) else 1
-    transposed = isinstance(layer, _Conv) and layer.transposed
-    old_rows, old_columns = _size(layer, reads=False), _size(layer, reads=True)
-    rows = range(old_rows) if rows is None else rows
-    if groups == old_rows == old_columns > 1:
-        # A depthwise convolution reads what it makes: nothing is added up, so nothing is shared out.
-        layer.weight = _parameter(layer.weight, layer.weight.detach()[list(rows)])
-        layer.in_channels = layer.groups = len(rows)
-    else:
-        columns = range(old_columns) if columns is None else columns
-        weight = layer.weight.detach().transpose(0, 1) if transposed else layer.weight.detach()
-        if transposed and groups > 1:
-            raise _NotAlongAxisError
-        weight = _shared_out(weight, rows, columns, groups, generator)
-        layer.weight = _parameter(layer.weight, weight.transpose(0, 1).contiguous() if transposed else weight)
-        setattr(layer, "in_features" if isinstance(layer, nn.Linear) else "in_channels", len(columns))
-    if layer.bias is not None:
-        layer.bias = _parameter(layer.bias, layer.bias.detach()[list(rows)])
-    setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", len(rows))
-
-
-def _shared_out(
-    weight: Tensor, rows: Sequence[int], columns: Sequence[int], groups: int, generator: torch.Generator
-) -> Tensor:
-    """Return `weight` (O, I / groups, ...) with copied rows, and columns that add up to the old ones."""
-    old_rows, old_columns = weight.shape[0] // groups, weight.shape[1]
-    if len(rows) % groups or len(columns) % groups:
-        raise _NotAlongAxisError
-    height, width = len(rows) // groups, len(columns) // groups
-    parts = []
-    for group in range(groups):
-        row = torch.tensor(rows[group * height : (group + 1) * height]) - group * old_rows
-        column = torch.tensor(columns[group * width : (group + 1) * width]) - group * old_columns
-        if not (_within(row, old_rows) and _within(column, old_columns)):
-            raise _NotAlongAxisError
-        part = weight[group * old_rows : (group + 1) * old_rows][row][:, column]
-        if width > old_columns:
-            share = 1 + _SPREAD * (2 * torch.rand(height, width, generator=generator, dtype=torch.float64) - 1)
-            share /= torch.zeros(height, old_columns, dtype=torch.float64).index_add_(1, column, share)[:, column]
-            part = part * share.to(weight.dtype).reshape(height, width, *[1] * (weight.ndim - 2))
-        parts.append(part)
-    return torch.cat(parts)
-
-
-def _within(index: Tensor, size: int) -> bool:
-    return bool(((index >= 0) & (index < size)).all())
-
-
-def _widen_norm(layer: nn.Module, source: Sequence[int]) -> None:
-    """Copy the entries of a norm or PReLU, one per channel."""
-    index = torch.tensor(source)
-    for key, parameter in list(layer.named_parameters(recurse=False)):
-        setattr(layer, key, _parameter(parameter, parameter.detach()[index]))
-    for key in ("running_mean", "running_var"):
-        if getattr(layer, key, None) is not None:
-            setattr(layer, key, getattr(layer, key)[index].clone())
-    if isinstance(layer, nn.LayerNorm):
-        layer.normalized_shape = (len(source),)
-    else:
-        keys = ("num_features", "num_channels", "num_parameters")  # of batch and instance norms, group norm, PReLU
-        setattr(layer, next(key for key in keys if hasattr(layer, key)), len(source))
-
-
-def _parameter(old: Tensor, value: Tensor) -> nn.Parameter:
-    return nn.Parameter(value.clone(), requires_grad=old.requires_grad)
 
 
 def _alike(got: Tensor, wanted: Tensor, limit: float) -> bool:
