@@ -1,6 +1,6 @@
 """How noisy each layer is in INT8: quantised alone, judged by what it does to the predicted probabilities."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,13 +43,13 @@ def layer_noise(float_onnx: Path, quantized_onnx: Path, samples: Samples) -> tup
 
     """
     model = onnx.load(float_onnx)
-    quantized = _QuantizedLayers(onnx.load(quantized_onnx))
+    quantized = QuantizedLayers(onnx.load(quantized_onnx))
     batch = list(samples)
     truth = _log_softmax(_logits(model, batch))
     found = []
-    for index, node in enumerate(model.graph.node):
+    for node in model.graph.node:
         if node.op_type in _LAYERS and quantized.holds(node.name):
-            rounded = _log_softmax(_logits(quantized.alone(model, index), batch))
+            rounded = _log_softmax(_logits(quantized.alone(model, [node.name]), batch))
             divergence = float((np.exp(truth) * (truth - rounded)).sum(1).mean())
             found.append(
                 LayerNoise(name=node.name, module=node.input[1].removesuffix(".weight"), divergence=divergence)
@@ -88,7 +88,7 @@ def tensor_ranges(
     return {name: (float(low), float(high)) for name, (low, high) in zip(names, ranges, strict=True)}
 
 
-class _QuantizedLayers:
+class QuantizedLayers:
     """Access to the weighted nodes of a Q/DQ graph."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -101,37 +101,50 @@ class _QuantizedLayers:
                 self._constants[node.output[0]] = self._quantized(node)
 
     def holds(self, name: str) -> bool:
+        """Return whether the node of that name has quantised weights and a quantised input."""
         node = self._nodes.get(name)
         return node is not None and node.input[1] in self._dequantizers and node.input[0] in self._dequantizers
 
-    def alone(self, model: onnx.ModelProto, index: int) -> onnx.ModelProto:
-        """Return the float model with only node `index` quantised."""
+    def alone(self, model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+        """Return the float model with only the nodes `names` quantised: weights, corrected biases and inputs."""
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
-        node = copy.graph.node[index]
+        there: set[str] = set()
+        nodes: list[onnx.NodeProto] = []
+        for node in model.graph.node:
+            own = onnx.NodeProto()
+            own.CopyFrom(node)
+            if node.name in names:
+                nodes += self._rounding(copy, own, there)
+            nodes.append(own)
+        del copy.graph.node[:]
+        copy.graph.node.extend(nodes)
+        return copy
+
+    def _rounding(self, model: onnx.ModelProto, node: onnx.NodeProto, there: set[str]) -> list[onnx.NodeProto]:
+        """Give `node` what its quantised twin reads, and return the nodes to put in front; `there` are those put."""
         layer = self._nodes[node.name]
         activation = self._dequantizers[layer.input[0]]
-        source, smoothing = self._smoothed(copy, node.input[0], activation)
-        parameters = [self._add(copy, name) for name in activation.input[1:3]]
-        node.input[0] = self._named(f"{source}_rounded")
+        source, smoothing = self._smoothed(model, node.input[0], activation)
+        parameters = [self._add(model, name) for name in activation.input[1:3]]
+        integer, rounded = (self._named(f"{layer.input[0]}_{what}") for what in ("integer", "rounded"))
+        node.input[0] = rounded
         weight = self._dequantizers[layer.input[1]]
-        node.input[1] = self._add(copy, weight.input[0], self._dequantized(weight))
+        node.input[1] = self._add(model, weight.input[0], self._dequantized(weight))
         if len(layer.input) > 2 and layer.input[2] in self._constants:
-            name = self._add(copy, layer.input[2])
+            name = self._add(model, layer.input[2])
             if len(node.input) > 2:
                 node.input[2] = name
             else:
                 node.input.append(name)
-        inserted = (
+        inserted = [
             *smoothing,
-            helper.make_node("QuantizeLinear", [source, *parameters], [self._named(f"{source}_integer")]),
-            helper.make_node(
-                "DequantizeLinear", [self._named(f"{source}_integer"), *parameters], [self._named(f"{source}_rounded")]
-            ),
-        )
-        for offset, extra in enumerate(inserted):
-            copy.graph.node.insert(index + offset, extra)
-        return copy
+            helper.make_node("QuantizeLinear", [source, *parameters], [integer]),
+            helper.make_node("DequantizeLinear", [integer, *parameters], [rounded]),
+        ]
+        new = [extra for extra in inserted if extra.output[0] not in there]  # two layers may read one quantiser
+        there.update(extra.output[0] for extra in new)
+        return new
 
     def _smoothed(
         self, model: onnx.ModelProto, source: str, activation: onnx.NodeProto
@@ -144,7 +157,7 @@ class _QuantizedLayers:
         factor = multiplier.input[1]
         if factor not in self._constants:
             return source, []
-        smoothed = self._named(f"{source}_smoothed")
+        smoothed = self._named(str(multiplier.output[0]))
         return smoothed, [helper.make_node("Mul", [source, self._add(model, factor)], [smoothed])]
 
     @staticmethod
@@ -154,7 +167,8 @@ class _QuantizedLayers:
     def _add(self, model: onnx.ModelProto, name: str, value: NDArray[np.generic] | None = None) -> str:
         """Add the quantised graph's constant `name`, or `value` instead of it, under a name of its own."""
         tensor = self._constants[name] if value is None else value
-        model.graph.initializer.append(numpy_helper.from_array(tensor, self._named(name)))
+        if all(constant.name != self._named(name) for constant in model.graph.initializer):
+            model.graph.initializer.append(numpy_helper.from_array(tensor, self._named(name)))
         return self._named(name)
 
     def _quantized(self, node: onnx.NodeProto) -> NDArray[np.int8]:
