@@ -100,8 +100,8 @@ def _label_points(axes: Axes, report: Report, floor: float) -> None:
     taken.append(budget.get_window_extent())
     limit_ms = report.budget.max_latency_ms
     if limit_ms is not None and limit_ms < axes.get_xlim()[1]:
-        slowest = _note(axes, f"budget: {significant(limit_ms)} ms", (limit_ms, axes.get_ylim()[0]), MUTED)
-        slowest.set(ha="right", va="bottom", position=(-3, 3), fontsize=10, rotation=90)
+        slowest = _note(axes, f"budget: {significant(limit_ms)} ms", (limit_ms, axes.get_ylim()[1]), MUTED)
+        slowest.set(ha="left", va="top", position=(3, -2), fontsize=10)
         taken.append(slowest.get_window_extent())
     for row, place, (x, y) in zip(report.measurements, places, centres, strict=True):
         text = f"{row.name} (ships)" if row.name == report.chosen else row.name

@@ -1,6 +1,7 @@
 """The whole path on a small network: what it writes, resumes, reruns and refuses."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,6 +170,22 @@ def test_another_file_of_a_finished_run_ships_without_any_stage(finished: tuple[
     assert (again.chosen, again.front, again.verdict) == (report.chosen, report.front, report.verdict)
     assert sha256_file(out / "model.onnx") == sha256_file(finished[0] / "model.onnx")
     assert set(report.lost) == {row.name for row in report.measurements} - {report.chosen}
+
+
+def test_a_smaller_network_that_is_not_faster_is_kept_where_the_smallest_file_is_wanted(
+    inputs: Path, finished: tuple[Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "speedup", lambda *_, **__: Interval(estimate=1, low=0.9, high=1.1))
+    out = shutil.copytree(finished[0], tmp_path / "out", ignore=shutil.ignore_patterns("judge-*"))
+
+    report = compress(recipe(inputs, budget__objective="smallest"), out, resume=True)
+
+    for name in ("distill", "prune"):
+        found = next(stage for stage in report.stages if stage.name == name)
+        assert found.status == "kept"
+        assert re.search(r", \d\.\d\dx smaller\.$", found.reason), found.reason
+    smallest = min(report.measurements, key=lambda row: row.size_bytes)
+    assert (report.chosen, report.budget.objective) == (smallest.name, "smallest")
 
 
 class _KilledError(Exception):
