@@ -20,8 +20,9 @@ from tlc.compress.events import Emit, silent
 from tlc.compress.measure import Precision, Timing
 from tlc.compress.plan import Network
 from tlc.compress.runner import Runner
+from tlc.compress.shape import Open, Shape, Shapes
 from tlc.compress.shape_times import TIMING, ShapeTimes, times_of
-from tlc.compress.shapes import Open, Shape, Shapes, shapes_of
+from tlc.compress.shapes import shapes_of
 from tlc.compress.work import AnyWork
 from tlc.runtime.errors import TlcError
 

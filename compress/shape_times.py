@@ -17,7 +17,8 @@ from tlc.compress.measure import Precision, Timing, latencies, p50_ms
 from tlc.compress.plan import Network
 from tlc.compress.quantize import worth_quantizing
 from tlc.compress.runner import Runner
-from tlc.compress.shapes import Shape, shapes_of
+from tlc.compress.shape import Shape
+from tlc.compress.shapes import shapes_of
 from tlc.compress.work import AnyWork, Feeds
 from tlc.runtime.artifact import sha256_json, write_text
 from tlc.runtime.environment import environment, machine_identity
@@ -27,8 +28,8 @@ from tlc.runtime.statistics import ratio_interval
 TIMING = Timing(rounds=20, launches=1, seed=0)
 """Of a session: enough for a shape's p50 to within about 1 % on a quiet machine."""
 ORIGINAL = "original"
-_SESSION = 16
-"""Shapes measured at once: each is a process with its model in memory."""
+_SESSION = 8
+"""Shapes measured at once: each is a process with its model in memory, and lost when all is killed."""
 _SIGMA_TAIL = 0.1587
 """What of a normal distribution lies beyond one standard deviation, on one side."""
 _FORMAT = 1
@@ -107,7 +108,7 @@ def times_of(
             the machine and what the times are of.
         precision: of the files: float32, float16, or INT8 with ranges from a few samples (float16 or float32 where no
             layer gains from INT8). Of several INT8 files the fastest counts.
-        timing: of each session of 16 shapes or fewer.
+        timing: of each session of 8 shapes or fewer.
         emit: is told what is made and measured.
 
     Raises:

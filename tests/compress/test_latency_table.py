@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import tiny
 from tlc.compress import shape_times
 from tlc.compress.arch import Architecture
+from tlc.compress.image_shapes import ImageShapes
 from tlc.compress.inputs import PreprocessOptions
 from tlc.compress.latency_table import LatencyTable, fitted, latency_table, student_t
 from tlc.compress.measure import Timing
@@ -24,8 +25,10 @@ from tlc.compress.model import Model
 from tlc.compress.plan import make_plan
 from tlc.compress.recipe import DataSection, ModelSection, Recipe
 from tlc.compress.runner import Runner
+from tlc.compress.shape import Shape
 from tlc.compress.shape_times import ShapeTime, ShapeTimes, measure_shapes, times_of
-from tlc.compress.shapes import ImageShapes, Shape, TextShapes, shapes_of
+from tlc.compress.shapes import shapes_of
+from tlc.compress.text_shapes import TextShapes
 from tlc.compress.work import AnyWork
 from tlc.runtime.bench_report import Launch
 from tlc.runtime.errors import TlcError
