@@ -105,7 +105,7 @@ def basis(found: Sensitivity) -> str:
     p50 = "" if found.p50_ms is None else f"; p50 {wording.significant(found.p50_ms)} ms on {found.target}"
     return (
         f"Untreated: {wording.percent(found.top1_ratio)} % top-1 on {wording.grouped(found.samples)} {found.noun}, "
-        f"{held}{p50}. Points are against that, ±{reach(found)} (95 %) at the least."
+        f"{held}{p50}. Changes of top-1 have 95 % intervals of ±{reach(found)} points or wider."
     )
 
 
