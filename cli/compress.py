@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlc.cli.options import budget_options, data_options, model_options, recipe_from, recipe_options
+from tlc.cli.options import budget_options, data_options, model_options, quantity, recipe_from, recipe_options
 from tlc.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ _quiet = click.option("--quiet", is_flag=True, help="No progress on stderr.")
     "--prune", type=click.FloatRange(0, 1, max_open=True), metavar="RATIO", help="Share of channels to remove."
 )
 @budget_options
+@quantity("--time-limit", "parse_s", "90min", "Search for the student that the budget asks for, for so long.")
 @recipe_options
 @_out
 @_resume
@@ -38,7 +39,14 @@ _quiet = click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @_json
 @_quiet
 def compress_command(
-    model: Path | None, out: Path, resume: bool, dry_run: bool, as_json: bool, quiet: bool, **options: Any
+    model: Path | None,
+    out: Path,
+    time_limit: float | None,
+    resume: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
 ) -> None:
     """Take MODEL through a smaller student, pruning and INT8, and measure each step beside the original.
 
@@ -50,6 +58,7 @@ def compress_command(
       tlc compress model.pt --arch torchvision:resnet18 --data photos/
       tlc compress model.pt --arch net.py:build --input 3x32x32 --data images.zip --student depth:0.5
       tlc compress my-bert-classifier/ --data reviews.csv --max-drop 0.5 --max-latency 5ms --max-size 20MB
+      tlc compress model.pt --arch torchvision:resnet18 --data photos/ --max-drop 0.5 --time-limit 90min
       tlc compress --recipe tlc.toml --resume
     """
     from tlc.compress.estimate import plan_lines
@@ -57,6 +66,16 @@ def compress_command(
     from tlc.compress.plan import make_plan
 
     recipe = recipe_from(options, model)
+    if time_limit is not None:
+        from tlc.compress.search import compress_within, search_lines
+
+        if dry_run:
+            click.echo("\n".join(search_lines(recipe, out, limit_s=time_limit)))
+            return
+        with progress(quiet=quiet) as emit:
+            report = compress_within(recipe, out, limit_s=time_limit, resume=resume, emit=emit, command=command_line())
+        present(report, out, as_json=as_json)
+        return
     if dry_run:
         for line in plan_lines(make_plan(recipe)):
             click.echo(line)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,37 @@ def accuracy_against_latency(report: Report) -> str:
         for row in report.measurements
     )
     return svg(draw, height=340, name="accuracy-latency", label="Top-1 against p50 latency: " + "; ".join(said))
+
+
+def search_curve(report: Report) -> str:
+    """What the best finished shape so far was worth over the time of the search, as a step line."""
+    assert report.search is not None
+    accurate = report.budget.objective == "most-accurate"
+    finished = sorted(
+        (one.ended_s / 60, one.value if accurate else math.exp(one.value))
+        for one in report.search.trials
+        if one.ended_s is not None and one.value is not None
+    )
+    if not finished:
+        return ""
+    end = max(one.ended_s or one.began_s for one in report.search.trials) / 60
+    what = {"fastest": "expected speed-up", "smallest": "expected reduction of size"}.get(
+        report.budget.objective, "expected change, points"
+    )
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.grid(visible=True)
+        minutes, worth = [minute for minute, _ in finished], [value for _, value in finished]
+        best = list(accumulate(worth, max))
+        axes.plot(minutes, worth, "o", color=SERIES[0], markersize=6)
+        axes.step([*minutes, end], [*best, best[-1]], where="post", color=SERIES[0])
+        axes.set_xlim(0, None)
+        axes.set_xlabel("minutes")
+        axes.set_ylabel(what)
+
+    last = max(value for _, value in finished)
+    return svg(draw, height=280, name="search", label=f"{what} of the best shape over time, {last:.2f} at the end")
 
 
 def front_line(report: Report) -> list[Measurement]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tlc.compress.budget import limits
 from tlc.runtime.report import Accuracy, ClassChange, Interval, LatencyRecord, LayerPrecisions, Measurement, Report
+from tlc.runtime.search_report import SearchRecord, TrialRecord
 
 _Z95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
 
@@ -286,6 +287,22 @@ def lineage(report: Report) -> list[Measurement]:
         chain.insert(0, by_name(report, name))
         name = chain[0].made_from
     return chain
+
+
+def best_trials(search: SearchRecord) -> list[TrialRecord]:
+    """Return the trials of a search: the finished ones, best first, then the others in their order."""
+    return sorted(search.trials, key=lambda one: -math.inf if one.value is None else one.value, reverse=True)
+
+
+def trial_speed(trial: TrialRecord) -> str:
+    """Return a trial's speed-up."""
+    return "–" if trial.speedup is None else f"{trial.speedup:.2f}×"
+
+
+def trial_change(trial: TrialRecord) -> str:
+    """Return the last change of accuracy that a trial saw, in points."""
+    lost = trial.drop_points if trial.drop_points is not None else next(reversed(trial.drops_points), None)
+    return "–" if lost is None else points(-lost)
 
 
 def budget_words(report: Report) -> str:

@@ -1,6 +1,7 @@
 """The main path: a fine-tuned model in, the fastest file that stays within the budget out, with the evidence."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +36,7 @@ from tlc.runtime.report import (
     Report,
     StageRecord,
 )
+from tlc.runtime.search_report import SearchRecord
 from tlc.runtime.target import Target
 
 _SPACE_FACTOR = 16
@@ -46,6 +48,8 @@ class Version:
     """One network of the run: its saved folder, its float ONNX file, and how far that is from torch."""
 
     name: str
+    made_from: str | None
+    """Name of the version that it was made from; None for the original."""
     stage: StageResult
     onnx: Path
     """Of ONNX's own operators alone: what other files are made from."""
@@ -79,10 +83,10 @@ def compress(
     weights_bytes = sum(p.numel() * p.element_size() for p in plan.model.module.parameters())
     require_free_space(out, _SPACE_FACTOR * weights_bytes)
     with open_run(out, identity, resume=resume, emit=emit) as run:
-        return _Pipeline(plan, run, emit).execute(command)
+        return Pipeline(plan, run, emit).execute(command)
 
 
-class _Pipeline:
+class Pipeline:
     """One run: the plan, the folder, and the notes of the stages so far."""
 
     def __init__(self, plan: Plan, run: RunFolder, emit: Emit) -> None:
@@ -96,39 +100,54 @@ class _Pipeline:
         self.timing = Timing(rounds=measure.rounds, launches=measure.launches, seed=self.recipe.seed)
 
     def execute(self, command: str) -> Report:
+        """Take the original through all stages."""
         original = self.original()
-        _require_accepted(original.onnx, self.target)
         student = self.student(original)
         pruned = self.pruned(original, student)
         versions = {version.name: version for version in (original, student, pruned)}
+        return self.compared(list(versions.values()), [pruned], command)
+
+    def compared(
+        self,
+        versions: Sequence[Version],
+        finals: Sequence[Version],
+        command: str,
+        *,
+        search: SearchRecord | None = None,
+    ) -> Report:
+        """Measure the versions, the original first, and what INT8 and FP16 make of `finals`; publish what ships."""
         candidates = [
-            Candidate(version.name, version.deployed, version.work, "fp32", version.onnx, before, version.checked)
-            for before, version in zip([None, *versions], versions.values(), strict=False)
+            Candidate(one.name, one.deployed, one.work, "fp32", one.onnx, one.made_from, one.checked)
+            for one in versions
         ]
-        if pruned != original:
+        if (original := versions[0]) not in finals:
             # The plain way out, beside which the work on the network has to show its worth.
             candidates += self.quantized(original, "original-int8", trained=False)
-        candidates.append(Candidate("fp16", self.fp16(pruned), pruned.work, "fp16", pruned.onnx, pruned.name))
-        candidates += self.quantized(pruned, "int8", trained=True)
+        for one in finals:
+            prefix = f"{one.name}-" if len(finals) > 1 else ""
+            candidates.append(Candidate(f"{prefix}fp16", self.fp16(one), one.work, "fp16", one.onnx, one.name))
+            candidates += self.quantized(one, f"{prefix}int8", trained=True)
         candidates = [self.published(candidate) for candidate in candidates]
         rows = self.measured(candidates)
         if not leads():
             wait_for_all()
             raise SystemExit(0)
-        report = self.concluded(rows, pruned, command)
+        report = self.concluded(rows, versions, command, search)
         wait_for_all()
         return report
 
     def original(self) -> Version:
         """Save and export what came in."""
-        inputs = {"model": self.plan.model_sha256, "arch": self.plan.model.arch.model_dump(mode="json"), **self._common}
+        inputs = {"model": self.plan.model_sha256, "arch": self.plan.model.arch.model_dump(mode="json"), **self.common}
 
         def make(folder: Path) -> dict[str, Any]:
             self.work.save(self.plan.model, folder)
             return {}
 
         stage = self.run.stage("original", inputs, make)
-        return self._exported("original", stage, self.plan.model)
+        version = self.exported("original", stage, self.plan.model, made_from=None)
+        _require_accepted(version.onnx, self.target)
+        return version
 
     def student(self, original: Version) -> Version:
         """Distil the original into a smaller student, where the plan has one."""
@@ -143,7 +162,7 @@ class _Pipeline:
             **({"multiple": self.target.channel_multiple} if "width" in spec else {}),
             "loss": self.recipe.distill.resolved(self.plan.kind).model_dump(mode="json"),
             "train": self.recipe.train.resolved(self.plan.kind).model_dump(mode="json"),
-            **self._common,
+            **self.common,
         }
 
         def make(folder: Path) -> dict[str, Any]:
@@ -155,7 +174,7 @@ class _Pipeline:
 
         stage = self.run.stage("student", inputs, make, resumable=True)
         arch = original.arch if is_built_from_teacher(spec) else spec
-        student = self._exported("student", stage, self.work.load(stage.path, arch), arch)
+        student = self.exported("student", stage, self.work.load(stage.path, arch), made_from=original.name, arch=arch)
         return self._kept_if_it_pays("distill", original, student, stage, judged=False)
 
     def pruned(self, original: Version, student: Version) -> Version:
@@ -175,7 +194,7 @@ class _Pipeline:
             "train": self.recipe.train.resolved(self.plan.kind).model_dump(
                 mode="json", exclude={"epochs", "learning_rate"}
             ),
-            **self._common,
+            **self.common,
         }
 
         def make(folder: Path) -> dict[str, Any]:
@@ -191,7 +210,9 @@ class _Pipeline:
             return found
 
         stage = self.run.stage("prune", inputs, make, resumable=True)
-        pruned = self._exported("pruned", stage, self.work.load(stage.path, student.arch), student.arch)
+        pruned = self.exported(
+            "pruned", stage, self.work.load(stage.path, student.arch), made_from=student.name, arch=student.arch
+        )
         return self._kept_if_it_pays("prune", student, pruned, stage, judged=True)
 
     def quantized(self, version: Version, name: str, *, trained: bool) -> list[Candidate]:
@@ -208,7 +229,7 @@ class _Pipeline:
             "target": self.target.model_dump(mode="json"),
             "max_drop_points": self.recipe.budget.max_drop_points,
             "trained": trained,
-            **self._common,
+            **self.common,
         }
 
         def make(folder: Path) -> dict[str, Any]:
@@ -230,7 +251,7 @@ class _Pipeline:
         def make(folder: Path) -> dict[str, Any]:
             return version.work.fp16(version.onnx, folder / "fp16.onnx").model_dump(mode="json")
 
-        stage = self.run.stage("fp16", {"onnx": sha256_file(version.onnx), **self._common}, make)
+        stage = self.run.stage("fp16", {"onnx": sha256_file(version.onnx), **self.common}, make)
         record = Fp16Record.model_validate(stage.found)
         self._note("fp16", "kept", f"{len(record.kept)} of {record.nodes} nodes stay in float32.", stage)
         return stage.path / "fp16.onnx"
@@ -244,7 +265,7 @@ class _Pipeline:
             "runtime": self.runner.runtime,
             "missing": self.runner.missing,
             "machine": {key: environment()[key] for key in ("cpu_model", "os", "versions")},
-            **self._common,
+            **self.common,
         }
 
         def make(_folder: Path) -> dict[str, Any]:
@@ -261,11 +282,14 @@ class _Pipeline:
         self._measure_stage = self.run.stage("measure", inputs, make)
         return [Measurement.model_validate(row) for row in self._measure_stage.found["rows"]]
 
-    def concluded(self, rows: list[Measurement], final: Version, command: str) -> Report:
-        """Choose what ships, publish it, and write the manifest."""
+    def concluded(
+        self, rows: list[Measurement], versions: Sequence[Version], command: str, search: SearchRecord | None
+    ) -> Report:
+        """Choose what ships, publish it with the network that it was made of, and write the manifest."""
         budget = self.recipe.budget
         choice = choose(rows, budget)
         ship(self.run.path, choice.chosen)
+        final = next(one for one in versions if one.name in (choice.chosen.name, choice.chosen.made_from))
         self._publish_network(final)
         report = Report(
             tlc_version=version("tlc"),
@@ -286,6 +310,7 @@ class _Pipeline:
             environment=self._measure_stage.found["environment"],
             stages=self.records,
             measurements=rows,
+            search=search,
             chosen=choice.chosen.name,
             selected_by="",
             budget=budget,
@@ -301,7 +326,8 @@ class _Pipeline:
         return report
 
     @property
-    def _common(self) -> dict[str, object]:
+    def common(self) -> dict[str, object]:
+        """What decides every stage, besides what is its own."""
         return {
             "data": self.plan.splits.digest,
             "preprocess": self.work.fed.model_dump(mode="json"),
@@ -313,7 +339,10 @@ class _Pipeline:
         network: Network = self.work.load(known.stage.path, known.arch)
         return network
 
-    def _exported(self, name: str, stage: StageResult, model: Network, arch: str | None = None) -> Version:
+    def exported(
+        self, name: str, stage: StageResult, model: Network, *, made_from: str | None, arch: str | None = None
+    ) -> Version:
+        """Export a network that `stage` has saved; `arch` is what loading it needs besides."""
         work = self.work.for_network(model)
 
         def make(folder: Path) -> dict[str, Any]:
@@ -328,7 +357,7 @@ class _Pipeline:
         if exported.found["note"]:
             self.notes.append(exported.found["note"])
         plain, deployed = exported.path / f"{name}.onnx", exported.path / exported.found["deployed"]
-        return Version(name, stage, plain, deployed, work, checked, arch or _arch_needed(model))
+        return Version(name, made_from, stage, plain, deployed, work, checked, arch or _arch_needed(model))
 
     def _kept_if_it_pays(
         self, name: str, before: Version, after: Version, stage: StageResult, *, judged: bool
@@ -350,7 +379,7 @@ class _Pipeline:
             "before": sha256_file(before.deployed),
             "after": sha256_file(after.deployed),
             "runtime": self.runner.runtime,
-            **self._common,
+            **self.common,
         }
         gate = self.run.stage(f"judge-{name}", inputs, make)
         gain = Interval.model_validate(gate.found["speedup"])

@@ -4,7 +4,7 @@ import difflib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -23,6 +23,9 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+Sampler = Literal["tpe", "random", "grid", "nsga2"]
 
 
 class _Section(BaseModel):
@@ -97,6 +100,19 @@ class MeasureSection(_Section):
     """How often the processes are started anew for the final table: the rounds are shared among them."""
 
 
+class SearchSection(_Section):
+    """How a network is searched for, where there is a time limit."""
+
+    sampler: Sampler = "tpe"
+    """What proposes shapes after the first few: tpe (Watanabe 2023, arXiv 2304.11127), random, grid or nsga2."""
+    portions: int = Field(3, ge=1, le=6)
+    """In how many portions a shape is trained; between two of them it may be given up."""
+    factor: int = Field(3, ge=2)
+    """One shape in so many is trained on after each portion, for so many times as many epochs in all."""
+    finalists: int = Field(3, ge=1, le=10)
+    """How many of the best students are measured on the evaluation part."""
+
+
 class Recipe(_Section):
     """Every setting of `tlc compress`."""
 
@@ -112,6 +128,7 @@ class Recipe(_Section):
     prune: PruneSection = PruneSection()
     quantize: QuantizeSettings = QuantizeSettings()
     measure: MeasureSection = MeasureSection()
+    search: SearchSection = SearchSection()
 
 
 def read_recipe(path: Path | None, overrides: Mapping[str, object]) -> Recipe:

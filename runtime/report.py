@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from tlc.runtime.budget import Budget
+from tlc.runtime.search_report import SearchRecord
 
 SCHEMA_VERSION = 1
 
@@ -236,6 +237,8 @@ class Report(_Record):
     stages: list[StageRecord]
     measurements: list[Measurement]
     """The original first, then in the order of the pipeline."""
+    search: SearchRecord | None
+    """The shapes of students that were tried; None where nothing was searched."""
     chosen: str
     """Name of the measurement that ships as `model.onnx`."""
     selected_by: str

@@ -107,6 +107,7 @@ def make_report(
     chosen, change = choice.chosen.name, choice.chosen.change
     drop = -change.change_points.estimate if change else 0.0
     return Report(
+        search=None,
         tlc_version="0.0.0+invented",
         command="tlc compress resnet56.pt --arch resnet.py:resnet56 --data cifar10 --out runs/invented",
         model=ModelRecord(path="resnet56.pt", sha256="a" * 64, arch="resnet.py:resnet56", input_shape=[3, 32, 32]),
