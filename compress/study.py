@@ -64,7 +64,7 @@ def open_storage(storage: str) -> BaseStorage:
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=_RETRIES),
             )
     except ImportError as error:
-        hint = "Run: pip install 'psycopg[binary]' for postgresql+psycopg://, pip install pymysql for mysql+pymysql://"
+        hint = "Run: pip install 'tlc[postgresql]' for postgresql+psycopg://, 'tlc[mysql]' for mysql+pymysql://"
         raise UsageError(f"The driver of {shown} is not installed: {error}.", hint=hint) from error
     except SQLAlchemyError as error:
         reason = str(error).splitlines()[0]
