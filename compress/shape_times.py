@@ -20,7 +20,7 @@ from tlc.compress.runner import Runner
 from tlc.compress.shape import Shape
 from tlc.compress.shapes import shapes_of
 from tlc.compress.work import AnyWork, Feeds
-from tlc.runtime.artifact import sha256_json, write_text
+from tlc.runtime.artifact import replacing_dir, sha256_json, write_text
 from tlc.runtime.environment import environment, machine_identity
 from tlc.runtime.errors import TlcError
 from tlc.runtime.statistics import ratio_interval
@@ -30,6 +30,7 @@ TIMING = Timing(rounds=20, launches=1, seed=0)
 ORIGINAL = "original"
 _SESSION = 8
 """Shapes measured at once: each is a process with its model in memory, and lost when all is killed."""
+_TIMES = "times.json"
 _SIGMA_TAIL = 0.1587
 """What of a normal distribution lies beyond one standard deviation, on one side."""
 _FORMAT = 1
@@ -121,28 +122,36 @@ def times_of(
             hint="Search on the target, or leave the limit on latency out.",
         )
     feeds = work.for_network(model).timing_feeds()
-    path = cache / f"shapes-{_key(model, feeds, runner, precision, timing)[:16]}.json"
-    known = _read(path)
+    folder = cache / f"shapes-{_key(model, feeds, runner, precision, timing)[:16]}"
+    known = _read(folder / _TIMES)
     missing = [shape for shape in shapes if known is None or shape.name not in known.shapes]
     missing = list({shape.name: shape for shape in missing}.values())
     if known is not None and not missing:
         return known
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".shapes-") as scratch:
-        (_, original), *_rest = _files(work, model, Path(scratch), "fp32")
-        for start in range(0, max(1, len(missing)), _SESSION):
-            with tempfile.TemporaryDirectory(dir=scratch) as session:
-                files = {(ORIGINAL, ""): original}
-                for number, shape in enumerate(missing[start : start + _SESSION], start):
-                    folder = Path(session) / str(number)
-                    folder.mkdir()
-                    made = _files(work, shape.build(), folder, precision)
-                    files |= {(shape.name, form): file for form, file in made}
-                    emit(Progress("shapes built", number + 1, len(missing)))
-                known = _joined(_read(path) or known, _measured(files, feeds, runner, timing, emit))
-            write_text(path, known.model_dump_json(indent=1) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    original = _original(work, model, folder / ORIGINAL)
+    for start in range(0, max(1, len(missing)), _SESSION):
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            files = {(ORIGINAL, ""): original}
+            for number, shape in enumerate(missing[start : start + _SESSION], start):
+                own = Path(scratch) / str(number)
+                own.mkdir()
+                files |= {(shape.name, form): file for form, file in _files(work, shape.build(), own, precision)}
+                emit(Progress("shapes built", number + 1, len(missing)))
+            known = _joined(_read(folder / _TIMES) or known, _measured(files, feeds, runner, timing, emit))
+        write_text(folder / _TIMES, known.model_dump_json(indent=1) + "\n")
     assert known is not None
     return known
+
+
+def _original(work: AnyWork, model: Network, folder: Path) -> Path:
+    """Return the float32 file of the model as it is deployed, of whatever weights; it is made where it is not there."""
+    name = folder / "deployed.txt"
+    if not name.exists():
+        with replacing_dir(folder) as new:
+            ((_form, file),) = _files(work, model, new, "fp32")
+            (new / name.name).write_text(file.name)
+    return folder / name.read_text()
 
 
 def _files(work: AnyWork, network: Network, folder: Path, precision: Precision) -> list[tuple[str, Path]]:
