@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 _SPREAD = 0.5
 """Parts of a weight are drawn from 1 +- this before they are scaled to add up to it."""
+_ROWS = 256
+"""So many are divided at once: a layer behind all pixels of a VGG holds hundreds of millions of weights."""
 _Conv = nn.modules.conv._ConvNd
 _WEIGHTED = (_Conv, nn.Linear)
 KNOWN_LAYERS = (*_WEIGHTED, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
@@ -88,13 +90,20 @@ def _shared_out(
         column = torch.tensor(columns[group * width : (group + 1) * width]) - group * old_columns
         if not (_within(row, old_rows) and _within(column, old_columns)):
             raise NotAlongAxisError
-        part = weight[group * old_rows : (group + 1) * old_rows][row][:, column]
-        if width > old_columns:
-            share = 1 + _SPREAD * (2 * torch.rand(height, width, generator=generator, dtype=torch.float64) - 1)
-            share /= torch.zeros(height, old_columns, dtype=torch.float64).index_add_(1, column, share)[:, column]
-            part = part * share.to(weight.dtype).reshape(height, width, *[1] * (weight.ndim - 2))
-        parts.append(part)
+        old = weight[group * old_rows : (group + 1) * old_rows]
+        for some in torch.split(row, _ROWS):
+            part = old[some][:, column]
+            if width > old_columns:
+                shares = _shares(len(some), column, old_columns, generator)
+                part *= shares.to(part.dtype).reshape(len(some), width, *[1] * (weight.ndim - 2))
+            parts.append(part)
     return torch.cat(parts)
+
+
+def _shares(height: int, column: Tensor, old_columns: int, generator: torch.Generator) -> Tensor:
+    """Return factors (height, width) that add up to 1 over the columns with one value of `column` (width,)."""
+    share = 1 + _SPREAD * (2 * torch.rand(height, len(column), generator=generator, dtype=torch.float64) - 1)
+    return share / torch.zeros(height, old_columns, dtype=torch.float64).index_add_(1, column, share)[:, column]
 
 
 def _within(index: Tensor, size: int) -> bool:
@@ -108,7 +117,7 @@ def _widen_norm(layer: nn.Module, source: Sequence[int]) -> None:
         setattr(layer, key, _parameter(parameter, parameter.detach()[index]))
     for key in ("running_mean", "running_var"):
         if getattr(layer, key, None) is not None:
-            setattr(layer, key, getattr(layer, key)[index].clone())
+            setattr(layer, key, getattr(layer, key)[index])
     if isinstance(layer, nn.LayerNorm):
         layer.normalized_shape = (len(source),)
     else:
@@ -117,4 +126,4 @@ def _widen_norm(layer: nn.Module, source: Sequence[int]) -> None:
 
 
 def _parameter(old: Tensor, value: Tensor) -> nn.Parameter:
-    return nn.Parameter(value.clone(), requires_grad=old.requires_grad)
+    return nn.Parameter(value, requires_grad=old.requires_grad)

@@ -1,4 +1,5 @@
 import copy
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tlc.calibration.preprocess import Preprocess
 from tlc.compress.arch import Architecture
 from tlc.compress.checkpoint import load_saved, save_model
 from tlc.compress.model import Model
-from tlc.compress.student import check_student, student_from_teacher
+from tlc.compress.student import check_student, remove_blocks, student_from_teacher
 from tlc.compress.widen import widen_step, widened, widenings
 from tlc.runtime.errors import TlcError, UsageError
 
@@ -262,6 +263,23 @@ def test_a_wide_and_shallow_student_is_the_shallow_one_widened() -> None:
     assert all(width == 2 * _widths(narrow.module)[name] for name, width in _widths(wide.module).items())
     assert record.macs[1] > 3 * chosen.macs[1]
     assert set(record.widened.values()) == {(8, 16), (16, 32), (32, 64)}
+
+
+@pytest.mark.assets
+def test_a_trained_resnet56_without_most_blocks_is_widened_in_every_layer(assets: Path) -> None:
+    spec = importlib.util.spec_from_file_location("cifar_resnet", assets / "cifar10/cifar_resnet.py")
+    assert spec is not None
+    assert spec.loader is not None
+    source = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(source)
+    net = source.resnet56().eval()
+    net.load_state_dict(torch.load(assets / "cifar10/resnet56-cifar10.pt", weights_only=True))
+    names = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(9) if block not in (0, 4)]
+    narrow = remove_blocks(model_of(net, side=32, classes=10), names)
+    wide, _ = widen_step(narrow, lambda _coupling: 1.5)
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    assert difference(narrow.module, wide.module, images) < 1e-5
+    assert all(width == 1.5 * _widths(narrow.module)[name] for name, width in _widths(wide.module).items())
 
 
 def test_groups_have_widths_of_their_own() -> None:
