@@ -9,8 +9,7 @@ import pytest
 from bar_nets import write_net
 from click.testing import CliRunner, Result
 
-from tlc.cli.main import TlcGroup
-from tlc.cli.select import select_command
+from tlc.cli.main import main
 from tlc.compress.run import MARKER
 from tlc.compress.select import select, write_manifest
 from tlc.runtime.artifact import sha256_file
@@ -50,8 +49,7 @@ def written(folder: Path, **changes: object) -> Path:
 
 
 def tlc(*arguments: object) -> Result:
-    group = TlcGroup(commands={"select": select_command})
-    return CliRunner().invoke(group, ["select", *(str(argument) for argument in arguments)])
+    return CliRunner().invoke(main, ["select", *(str(argument) for argument in arguments)])
 
 
 def read(run: Path) -> Report:
