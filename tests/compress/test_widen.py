@@ -334,7 +334,7 @@ def test_a_wider_network_is_saved_and_loaded(tmp_path: Path) -> None:
 )
 def test_known_families_give_the_same_answers(name: str) -> None:
     torch.manual_seed(0)
-    options = {"init_weights": True, "aux_logits": True} if name == "googlenet" else {}
+    options = {"init_weights": False} if name == "googlenet" else {}
     model = model_of(get_model(name, num_classes=5, **options).eval(), side=64)
     wider, widths = widen_step(model, lambda _coupling: 1.25)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(5))
