@@ -26,8 +26,8 @@ def logme(features: Floats, labels: Ints) -> float:
 
     Each class, as a vector of zeros and ones, is y = F w + noise with w ~ N(0, 1/alpha) and noise ~ N(0, 1/beta); the
     evidence p(y | F, alpha, beta) has w integrated out, and alpha and beta are those that make it largest. K. You,
-    Y. Liu, J. Wang, M. Long, "LogME: practical assessment of pre-trained models for transfer learning", ICML 2021,
-    equations 2 and 3; the fixed-point iteration for alpha / beta is that of "Ranking and tuning pre-trained models",
+    Y. Liu, J. Wang, M. Long, "LogME: practical assessment of pre-trained models for transfer learning", ICML 2021;
+    the fixed-point iteration for alpha / beta is that of "Ranking and tuning pre-trained models",
     arXiv 2110.10545, carried to convergence. It compares networks on the same samples; the number itself means
     nothing. Classes without a sample do not count.
 
@@ -80,7 +80,7 @@ def linear_probe(features: Floats, labels: Ints, held_out: Floats, *, seed: int 
     Multinomial logistic regression on standardised features. Its regularisation is the one of four that is right most
     often on a quarter of `features`, drawn by `seed`, after fitting the others.
 
-    Raises TlcError for features that are not finite.
+    Where all of `features` are of one class, it is that. Raises TlcError for features that are not finite.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -88,7 +88,8 @@ def linear_probe(features: Floats, labels: Ints, held_out: Floats, *, seed: int 
 
     for values in (features, held_out):
         _require_finite(values)
-
+    if len(np.unique(labels)) == 1:
+        return np.full(len(held_out), labels[0], np.int64)
     order = np.random.default_rng(seed).permutation(len(labels))
     features, labels = features[order], labels[order]
 
@@ -110,15 +111,19 @@ def linear_probe(features: Floats, labels: Ints, held_out: Floats, *, seed: int 
 def cross_probe(features: Floats, labels: Ints, *, folds: int, seed: int = 0) -> Ints:
     """Return the classes (N,) that linear classifiers give to `features` (N, D), each fitted without those it is asked.
 
-    The samples are dealt into `folds` by class and `seed`; see `linear_probe`.
+    The samples are dealt into `folds` by class and `seed`, or into fewer where no class has as many samples; see
+    `linear_probe`. Raises TlcError where no class has two samples.
     """
     from sklearn.model_selection import StratifiedKFold
 
+    most = int(np.unique(labels, return_counts=True)[1].max())
+    if most < 2:
+        raise TlcError(f"{len(labels)} samples of as many classes cannot be told apart", hint="Give more samples.")
     predicted = np.empty(len(labels), np.int64)
     with warnings.catch_warnings():
         # A class of fewer samples than folds is missing in some of them, which counts against nobody.
         warnings.filterwarnings("ignore", message="The least populated class")
-        parts = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, labels))
+        parts = list(StratifiedKFold(min(folds, most), shuffle=True, random_state=seed).split(features, labels))
     for fitted, asked in parts:
         predicted[asked] = linear_probe(features[fitted], labels[fitted], features[asked], seed=seed)
     return predicted

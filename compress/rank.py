@@ -142,11 +142,12 @@ def _read(recipe: Recipe, samples: int, *, texts: bool) -> tuple[Splits | TextSp
     """Return the data with the samples that are looked at, and how many folds they make where both parts are equal."""
     splits: Any = read_text_splits(recipe, "sequence-classification") if texts else read_splits(recipe)
     fit, holdout = splits.fit, splits.holdout
-    folds = _FOLDS if len(holdout) < _ENOUGH_HELD_OUT else None
-    if folds:
+    shared = len(holdout) < _ENOUGH_HELD_OUT
+    if shared:
         fit = fit.joined(holdout)
     seen = fit.subset(balanced_indices(fit.labels, min(samples, len(fit)), seed=recipe.seed))
-    asked = seen if folds else holdout.subset(some(len(holdout), samples))
+    asked = seen if shared else holdout.subset(some(len(holdout), samples))
+    folds = min(_FOLDS, int(np.bincount(seen.labels).max())) if shared else None
     return replace(splits, fit=seen, holdout=asked), folds
 
 

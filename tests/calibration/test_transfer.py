@@ -120,6 +120,20 @@ def test_a_class_of_one_sample_does_not_stop_the_folds() -> None:
     assert (cross_probe(features, labels, folds=5)[1:] == labels[1:]).mean() > 0.9
 
 
+def test_few_samples_of_many_classes_make_fewer_folds() -> None:
+    features, labels = task(16, 8, classes=8, strength=4.0)
+
+    assert len(cross_probe(features, labels, folds=5)) == 16
+    with pytest.raises(TlcError, match="8 samples of as many classes"):
+        cross_probe(features[:8], np.arange(8), folds=5)
+
+
+def test_where_all_are_of_one_class_it_is_that() -> None:
+    features, _labels = task(12, 4)
+
+    assert linear_probe(features, np.full(12, 3), features[:2]).tolist() == [3, 3]
+
+
 def test_features_that_are_not_finite_are_refused() -> None:
     features, labels = task(30, 4)
     features[3, 1] = np.nan
