@@ -60,7 +60,7 @@ def lines(report: "RankReport") -> list[str]:
 
     int8 = any(row.int8 for row in report.rows)
     header = [*_HEADER[:5], "INT8 ms", *_HEADER[5:]] if int8 else list(_HEADER)
-    found = columns(header, [_cells(row, int8=int8) for row in report.rows])
+    found = columns(header, [_cells(row, int8=int8, first=row == report.rows[0]) for row in report.rows])
     found += ["", _probe_words(report), "* no other row is better in probe, latency, size and memory together."]
     if report.not_measured:
         found.append(f"No latency: {wording.printable(report.not_measured)}")
@@ -82,14 +82,14 @@ def _probe_words(report: "RankReport") -> str:
     return f"Probe: a linear classifier on the features of {fitted} training {report.noun}, asked about {asked} others."
 
 
-def _cells(row: "RankedRow", *, int8: bool) -> list[str]:
+def _cells(row: "RankedRow", *, int8: bool, first: bool) -> list[str]:
     from tlc.cli import wording
 
     probe = row.probe_ratio
     cells = [
         f"{'*' if row.on_front else ' '} {wording.printable(row.name)}",
         f"{wording.percent(probe.estimate)} [{wording.percent(probe.low)}, {wording.percent(probe.high)}]",
-        wording.points_interval(row.behind_points),
+        "–" if first else wording.points_interval(row.behind_points),
         wording.significant(row.logme),
         _ms(row.fp32),
     ]
