@@ -19,19 +19,13 @@ from tlc.calibration.preprocess import Preprocess
 from tlc.compress.arch import build, parse_arch
 from tlc.compress.checkpoint import load_saved, save_model
 from tlc.compress.distill import distill
-from tlc.compress.events import Emit, Progress
+from tlc.compress.events import Emit
+from tlc.compress.image_int8 import Int8Images
 from tlc.compress.image_train import evaluate
 from tlc.compress.losses import softened_kl
 from tlc.compress.model import Model
 from tlc.compress.prune import prune_step, reestimate_batchnorm
-from tlc.compress.quantize import (
-    FEWEST_SAMPLES,
-    QuantizeRecord,
-    check_calibration,
-    for_timing,
-    quantize_onnx,
-    quantize_within_budget,
-)
+from tlc.compress.quantize import FEWEST_SAMPLES, check_calibration, for_timing, quantize_onnx
 from tlc.compress.runner import Runner
 from tlc.compress.student import is_built_from_teacher, student_from_teacher
 from tlc.compress.train import Fitted, TrainSettings, bf16_is_fast
@@ -67,6 +61,7 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
     """What the stages do with an image classifier and labelled images."""
 
     noun = "images"
+    trains_to_quantize = True
 
     def save(self, model: Model, folder: Path) -> None:
         """Write a checkpoint."""
@@ -177,15 +172,10 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
         )
 
     def quantize(
-        self, _network: Model | None, float_onnx: Path, folder: Path, runner: Runner, emit: Emit
+        self, network: Model | None, float_onnx: Path, folder: Path, runner: Runner, emit: Emit
     ) -> tuple[list[Quantized], dict[str, Any], str]:
-        """Write the file with everything in INT8 and, where that misses the budget, one with layers left in float."""
-        best, full = folder / "best.onnx", folder / "full.onnx"
-        record = self._quantized(float_onnx, best, runner, emit, full=full)
-        files = [Quantized("", full)]
-        if record.chosen > 0:
-            files.insert(0, Quantized("-mixed", best))
-        return files, record.model_dump(mode="json"), f"{quantize_summary(record)}."
+        """Write the file with everything in INT8 and, where that misses the budget, others."""
+        return self._int8(network, float_onnx, runner, emit).files(folder)
 
     def int8_for_timing(self, float_onnx: Path, folder: Path) -> list[Quantized]:
         """Write the file with everything in INT8."""
@@ -201,34 +191,20 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
         return [Quantized("", out)]
 
     def quantize_within_budget(
-        self, _network: Model | None, float_onnx: Path, out: Path, runner: Runner, emit: Emit
+        self, network: Model | None, float_onnx: Path, out: Path, runner: Runner, emit: Emit
     ) -> Outcome:
-        """Write the INT8 file of `float_onnx`; layers stay in float where the accuracy budget asks for it."""
-        record = self._quantized(float_onnx, out, runner, emit)
-        return Outcome(quantize_summary(record), record.met)
+        """Write the INT8 file of `float_onnx`; where the budget asks for it, trained, or with layers left in float."""
+        return self._int8(network, float_onnx, runner, emit).one_file(out)
 
-    def _quantized(
-        self, float_onnx: Path, out: Path, runner: Runner, emit: Emit, *, full: Path | None = None
-    ) -> QuantizeRecord:
-        """`full` also gets the file with everything in INT8."""
-        count = check_calibration(len(self.data.fit), self.recipe.quantize)
-        before = self.accuracy(self.judged(float_onnx, runner, self.data.judge), self.data.judge)
+    def _int8(self, network: Model | None, float_onnx: Path, runner: Runner, emit: Emit) -> Int8Images:
+        count, judge = check_calibration(len(self.data.fit), self.recipe.quantize), self.data.judge
+        before = self.accuracy(self.judged(float_onnx, runner, judge), judge)
 
         def drop_points(path: Path) -> float:
-            return 100 * (before - self.accuracy(self.judged(path, runner, self.data.judge), self.data.judge))
+            return 100 * (before - self.accuracy(self.judged(path, runner, judge), judge))
 
-        return quantize_within_budget(
-            float_onnx,
-            out,
-            self._calibration(float_onnx, count),
-            count=count,
-            target=runner.target,
-            settings=self.recipe.quantize,
-            drop_points=drop_points,
-            budget_points=self.recipe.budget.max_drop_points,
-            full=full,
-            on_progress=lambda done, total: emit(Progress("calibrate", done, total)),
-        )
+        samples = self._calibration(float_onnx, count)
+        return Int8Images(float_onnx, network, self.recipe, runner.target, self.data, samples, count, drop_points, emit)
 
     def _calibration(self, file: Path, count: int) -> "_OneByOne":
         indices = balanced_indices(self.labels(self.data.fit), count, seed=self.recipe.seed)
@@ -257,16 +233,6 @@ def image_logits(session: Session, pixels: Pixels, *, batch_size: int = 64) -> A
     fixed = spec.shape[0]
     size = fixed if isinstance(fixed, int) else batch_size
     return predict(lambda images: session.run({spec.name: images})[output], pixels, size)
-
-
-def quantize_summary(record: QuantizeRecord) -> str:
-    """Return what was tried to meet the budget, as a sentence without a full stop."""
-    drops = [f"{0 - attempt.drop_points:+.2f} points" for attempt in record.attempts]
-    summary = f"{drops[0]} on the images that choices are made on"
-    if record.chosen:
-        layers = len(record.attempts[record.chosen].excluded)
-        summary += f", over the budget; {drops[record.chosen]} with {layers} layers left in float"
-    return summary if record.met else f"{summary}: over the budget of {record.budget_points:g}"
 
 
 @dataclass(frozen=True, slots=True)

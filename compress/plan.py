@@ -196,7 +196,6 @@ def _refuse_text_settings(recipe: Recipe) -> None:
         for section, keys in (
             ("model", ("tokenizer", "max_length")),
             ("data", ("text_column", "pair_column", "label_column", "unlabeled")),
-            ("quantize", ("qat_epochs",)),
         )
         for key in keys
         if getattr(getattr(recipe, section), key) is not None
