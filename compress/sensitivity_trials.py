@@ -14,7 +14,6 @@ from tlc.compress.int8_alone import Int8Alone, int8_alone, require_int8
 from tlc.compress.losses import softened_kl
 from tlc.compress.measure import Timing, latencies, p50_ms
 from tlc.compress.model import Model
-from tlc.compress.module_session import called_layers
 from tlc.compress.runner import Runner
 from tlc.compress.sensitivity_report import SHARES, Treatment
 from tlc.compress.surgery import Part, Surgery
@@ -100,6 +99,11 @@ class Study:
         self.notes += [note] if note else []
         return path
 
+    @cached_property
+    def costs(self) -> dict[str, tuple[object, ...]]:
+        """What the time of each layer of the untreated network depends on."""
+        return dict(self.surgery.costs(self.surgery.network))
+
     def open_int8(self) -> None:
         """Prepare INT8 of single layers, or note why there is none."""
         target = self.work.target
@@ -125,8 +129,7 @@ class Study:
             network, share = self.surgery.without(trial.rows[0]), 1.0
         else:
             network, share = self.surgery.narrowed(trial.subject, SHARES[trial.treatment])
-        layers = called_layers(network.module, self.surgery.one_sample())
-        cost = frozenset(Counter(layer.cost for layer in layers).items())
+        cost = frozenset(Counter(cost for _name, cost in self.surgery.costs(network)).items())
         if cost not in self.files and self.timing is not None:
             plain = self.folder / f"{len(self.files)}.onnx"
             self.work.export(network, plain)
@@ -135,8 +138,7 @@ class Study:
 
     def _int8(self, trial: Trial) -> Tried:
         assert self.int8 is not None
-        layers = {call.name: call.cost for call in self.surgery.called}
-        cost = ("int8", tuple(layers[name] for name in trial.subject), self.int8.place(trial.subject))
+        cost = ("int8", tuple(self.costs[name] for name in trial.subject), self.int8.place(trial.subject))
         if cost not in self.files and self.timing is not None:
             timed = self.folder / f"{len(self.files)}-int8.onnx"
             self.int8.write_timed(trial.subject, timed)

@@ -76,6 +76,10 @@ class Surgery(ABC):
         """Return the network with nothing removed, as what is left is adapted after a removal."""
         return self.network
 
+    def costs(self, network: Any) -> list[tuple[str, tuple[object, ...]]]:
+        """Return name and cost of every call of a layer: versions with equal costs take equal time."""
+        return [(call.name, call.cost) for call in called_layers(network.module, self.one_sample())]
+
     def answers(self, network: Any, samples: Any) -> Answers:
         """Return what a version of the network says about the samples."""
         with ModuleSession(network.module, self.inputs) as session:

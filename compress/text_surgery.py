@@ -88,6 +88,11 @@ class TextSurgery(Surgery):
         model: TextModel = self.network.after(f"narrowed: {', '.join(groups)}", module)
         return model, float(np.mean(ratios))
 
+    def costs(self, network: TextModel) -> list[tuple[str, tuple[object, ...]]]:
+        """Return costs that tell the last layer from others: of that one, one token may be all that is computed."""
+        last = f"{transformer_layers(network.module)[-1]}."
+        return [(name, (*cost, name.startswith(last))) for name, cost in super().costs(network)]
+
     def removable(self, part: Part) -> bool:
         """Return whether it is one layer of several."""
         return part.name in self._layers and len(self._layers) > 1 and not self._shared

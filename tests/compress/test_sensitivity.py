@@ -1,5 +1,6 @@
 """One thing at a time: which rows there are, that nothing costs nothing, and what is shared and left out."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from tlc.compress.runner import Runner
 from tlc.compress.sensitivity import sensitivity, study_model
 from tlc.compress.sensitivity_report import Effect, Sensitivity, Treatment
 from tlc.compress.sensitivity_trials import surgery_for
+from tlc.compress.text_model import TextModel
 from tlc.compress.work import AnyWork
 from tlc.runtime.errors import TlcError
 from tlc.runtime.report import Agreement
@@ -160,6 +162,19 @@ def test_int8_of_texts_is_dynamic_as_it_ships_and_queries_go_with_keys_and_value
     assert [name.rpartition(".")[2] for name in query.effects["int8"].changed] == ["query", "key", "value"]
     assert len(layer.effects["int8"].changed) == 6
     assert layer.effects["int8"].divergence > 0
+
+
+def test_the_last_layer_of_texts_is_timed_by_itself(folder: Path, tmp_path: Path) -> None:
+    plan = make_plan(text_recipe(folder))
+    surgery = surgery_for(plan.start(tmp_path), plan.model)
+    first, last = (part for part in surgery.parts if part.kind == "block")
+
+    def cost(network: TextModel) -> Counter[tuple[object, ...]]:
+        return Counter(cost for _name, cost in surgery.costs(network))
+
+    halves = [surgery.narrowed(surgery.coupled(part), 0.5)[0] for part in (first, last)]
+    assert cost(halves[0]) != cost(halves[1])
+    assert cost(surgery.without(first)) == cost(surgery.without(last))
 
 
 def test_files_of_the_same_shapes_are_timed_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
