@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import NormalDist, median
 from typing import Any
@@ -35,9 +36,14 @@ from tlc.compress.shapes import shapes_of
 from tlc.compress.space import Space, Value
 from tlc.runtime.artifact import sha256_file
 from tlc.runtime.budget import Budget
+from tlc.runtime.errors import TlcError
 
-FIRST_SPEEDUPS = (3.0, 5.0, 2.0, 8.0, 1.5)
-"""Over the original: the search starts with the shapes of most arithmetic at these, the middle before the ends."""
+FIRST_SPEEDUP = 4.0
+"""Over the original, of the first student."""
+_STRIDE = 1.4
+"""How much faster than the fastest that keeps the budget the next shape is, where none is known to miss it."""
+_CLOSE = 1.1
+"""Between speeds closer than this nothing more is looked for, but by the sampler."""
 _FEW_SHAPES = 16
 _MOST_PREDICTED = 4000
 _MOST_BUILT = 12
@@ -115,10 +121,12 @@ class Trials:
         """Try shapes until the time is over, `count` were tried, or the grid is finished."""
         self._take_up_own()
         if not self.study.trials:
-            for shape in self._first_shapes():
-                self.study.enqueue_trial(self.space.indices(shape), skip_if_exists=True)
+            self.study.enqueue_trial(self.space.indices(self.space.teacher))
+            self._queue_shape_of_speed(FIRST_SPEEDUP)
         if self.deadline.left_s:
-            self.study.optimize(self._tried, n_trials=count, timeout=self.deadline.left_s)
+            self.study.optimize(
+                self._tried, n_trials=count, timeout=self.deadline.left_s, callbacks=[self._queue_between]
+            )
 
     def version(self, name: str, found: StageResult) -> Version:
         """Export the network that `found` holds."""
@@ -244,28 +252,56 @@ class Trials:
         inputs = {"onnx": sha256_file(self.original.deployed), "runtime": self.runner.runtime, **self.pipeline.common}
         return float(self.run.stage("reference", inputs, make).found["accuracy"])
 
-    def _first_shapes(self) -> list[dict[str, Value]]:
-        """Return the original's own shape, and those with the most arithmetic at some speeds.
-
-        Of two shapes that take the same time the one that computes more is likely to learn more. Of few shapes the
-        sampler is as good a judge.
-        """
+    @cached_property
+    def _predicted(self) -> list[tuple[float, dict[str, Value]]]:
+        """Shapes with the speed-up that the latency table predicts; nothing where there are few to try."""
         if self.space.size <= _FEW_SHAPES:
-            return [self.space.teacher]
+            return []
         table = latency_table(
             self.work, self.network, self.runner, cache=self.run.cache, widths=self.space.widths, emit=self.emit
         )
         shapes = [shape for shape in self.space if self.space.spec(shape)]
-        drawn = random.Random(self.plan.recipe.seed)
         if len(shapes) > _MOST_PREDICTED:
-            shapes = drawn.sample(shapes, _MOST_PREDICTED)
-        faster = [(table.original_ms / table.predict(self.space.spec(shape)).p50_ms, shape) for shape in shapes]
-        chosen = [self.space.teacher]
-        for wanted in FIRST_SPEEDUPS:
-            near = [shape for ratio, shape in faster if abs(math.log(ratio / wanted)) < _NEAR_RATIO]
-            if near := drawn.sample(near, min(_MOST_BUILT, len(near))):
-                chosen.append(max(near, key=lambda shape: self._arithmetic(self.space.spec(shape))))
-        return chosen
+            shapes = random.Random(self.plan.recipe.seed).sample(shapes, _MOST_PREDICTED)
+        found = []
+        for shape in shapes:
+            try:
+                found.append((table.original_ms / table.predict(self.space.spec(shape)).p50_ms, shape))
+            except TlcError:
+                continue  # of no shape that the table was fitted to; the sampler may still propose it
+        return found
+
+    def _queue_shape_of_speed(self, wanted: float) -> None:
+        """Queue the shape of most arithmetic about `wanted` times as fast as the original.
+
+        Of two shapes that take the same time the one that computes more is likely to learn more.
+        """
+        tried = {one.user_attrs.get("spec") for one in self._others(None, *_RUNNING)}
+        near = [
+            shape
+            for faster, shape in self._predicted
+            if abs(math.log(faster / wanted)) < _NEAR_RATIO and self.space.spec(shape) not in tried
+        ]
+        if near := random.Random(self.plan.recipe.seed).sample(near, min(_MOST_BUILT, len(near))):
+            chosen = max(near, key=lambda shape: self._arithmetic(self.space.spec(shape)))
+            self.study.enqueue_trial(self.space.indices(chosen), skip_if_exists=True)
+
+    def _queue_between(self, _study: optuna.Study, _trial: FrozenTrial) -> None:
+        """Queue a shape between the fastest that keeps the budget and the slowest of the faster ones that miss it."""
+        if self.budget.objective != "fastest":
+            return
+        limit = self.budget.max_drop_points
+        kept, missed = [1.0], []
+        for one in self._others(None, TrialState.COMPLETE, TrialState.PRUNED):
+            known = one.user_attrs
+            if "drop_points" in known and known["drop_points"] <= limit:
+                kept.append(known["speedup"])
+            elif known.get("drops_points"):
+                missed.append(known["speedup"])
+        fastest = max(kept)
+        above = min((speed for speed in missed if speed > fastest), default=fastest * _STRIDE**2)
+        if above / fastest > _CLOSE:
+            self._queue_shape_of_speed(math.sqrt(fastest * above))
 
     def _arithmetic(self, spec: str) -> int:
         """Return the multiply-accumulates of a shape; of a text model the parameters, which they go with."""
