@@ -1,19 +1,22 @@
 """How long the shapes of students take on the target, measured before training: time does not depend on weights.
 
 Every shape is exported and made what would ship of it. All are measured in turns beside the original, so that what is
-kept is a ratio to it, which holds from one session of a machine to the next where milliseconds do not.
+kept is a ratio to it, which holds from one session of a machine to the next where milliseconds do not. A search does
+this beside other work, so the fastest runs are compared: a p50 is that of a machine with nothing else to do.
 """
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tlc.compress.events import Emit, Progress, silent
-from tlc.compress.measure import Precision, Timing, latencies, p50_ms
+from tlc.compress.measure import Precision, Timing, latencies
 from tlc.compress.plan import Network
 from tlc.compress.quantize import worth_quantizing
 from tlc.compress.runner import Runner
@@ -21,19 +24,17 @@ from tlc.compress.shape import Shape
 from tlc.compress.shapes import shapes_of
 from tlc.compress.work import AnyWork, Feeds
 from tlc.runtime.artifact import replacing_dir, sha256_json, write_text
+from tlc.runtime.bench_report import NS_PER_MS, Launch
 from tlc.runtime.environment import environment, machine_identity
 from tlc.runtime.errors import TlcError
-from tlc.runtime.statistics import ratio_interval
 
-TIMING = Timing(rounds=20, launches=1, seed=0)
-"""Of a session: enough for a shape's p50 to within about 1 % on a quiet machine."""
+TIMING = Timing(rounds=20, launches=2, seed=0)
+"""Of a session; what two launches differ by is the noise."""
 ORIGINAL = "original"
 _SESSION = 8
 """Shapes measured at once: each is a process with its model in memory, and lost when all is killed."""
 _TIMES = "times.json"
-_SIGMA_TAIL = 0.1587
-"""What of a normal distribution lies beyond one standard deviation, on one side."""
-_FORMAT = 1
+_FORMAT = 2
 
 
 class ShapeTime(BaseModel):
@@ -44,7 +45,7 @@ class ShapeTime(BaseModel):
     ratio: float
     """Its time over the original's."""
     noise_ratio: float
-    """Standard deviation of that, over it: of the rounds of one session."""
+    """Standard deviation of that, over it, as the launches of the session differ; 0 where there was one."""
     form: str
     """Which of its INT8 files this is, the fastest: "", "-dynamic"."""
 
@@ -55,7 +56,7 @@ class ShapeTimes(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     original_ms: float
-    """p50 of the float32 file of the model itself, as it is deployed, when the first shape was measured."""
+    """p50 of the float32 file of the model itself, as it is deployed: of the calmest block of the first session."""
     shapes: dict[str, ShapeTime]
 
     def p50_ms(self, name: str) -> float:
@@ -175,14 +176,28 @@ def _measured(
     keys = {" ".join(key).strip(): key for key in files}
     found = latencies({name: (files[key], feeds) for name, key in keys.items()}, runner, timing, emit)
     original = found.pop(ORIGINAL)
+    own = np.array([undisturbed_ms([one], len(feeds)) for one in original])
     shapes: dict[str, ShapeTime] = {}
     for name, launches in found.items():
-        ratio = ratio_interval(original, launches, tail=_SIGMA_TAIL, seed=timing.seed)
         shape, form = keys[name]
-        if shape not in shapes or ratio.estimate < shapes[shape].ratio:
-            noise_ratio = (ratio.high - ratio.low) / 2 / ratio.estimate
-            shapes[shape] = ShapeTime(ratio=ratio.estimate, noise_ratio=noise_ratio, form=form)
-    return ShapeTimes(original_ms=p50_ms(original), shapes=shapes)
+        ratios = np.array([undisturbed_ms([one], len(feeds)) for one in launches]) / own
+        ratio = undisturbed_ms(launches, len(feeds)) / undisturbed_ms(original, len(feeds))
+        if shape not in shapes or ratio < shapes[shape].ratio:
+            noise_ratio = float(ratios.std() / ratios.mean() / math.sqrt(max(1, len(ratios) - 1)))
+            shapes[shape] = ShapeTime(ratio=ratio, noise_ratio=noise_ratio, form=form)
+    calmest_ms = min(float(one.block_medians_ns().min()) for one in original) / NS_PER_MS
+    return ShapeTimes(original_ms=calmest_ms, shapes=shapes)
+
+
+def undisturbed_ms(launches: Sequence[Launch], feeds: int) -> float:
+    """Return the time of a run that nothing delays: the fastest of each of `feeds` inputs, of these the median.
+
+    What else runs on a machine only ever adds time, to long runs more than to short ones: beside others' work medians
+    of 0.2 and 2 ms were off by factors that differ, up to 2, and fastest runs by 7 % or less. J. Chen, J. Revels,
+    "Robust benchmarking in noisy environments", arXiv 1608.04295, 2016.
+    """
+    samples_ns = np.array([sample for one in launches for sample in one.samples_ns], np.float64)
+    return float(np.median(samples_ns.reshape(-1, feeds).min(axis=0))) / NS_PER_MS
 
 
 def _joined(known: ShapeTimes | None, new: ShapeTimes) -> ShapeTimes:

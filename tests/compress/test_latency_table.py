@@ -26,7 +26,7 @@ from tlc.compress.plan import make_plan
 from tlc.compress.recipe import DataSection, ModelSection, Recipe
 from tlc.compress.runner import Runner
 from tlc.compress.shape import Shape
-from tlc.compress.shape_times import ShapeTime, ShapeTimes, measure_shapes, times_of
+from tlc.compress.shape_times import ShapeTime, ShapeTimes, measure_shapes, times_of, undisturbed_ms
 from tlc.compress.shapes import shapes_of
 from tlc.compress.text_shapes import TextShapes
 from tlc.compress.work import AnyWork
@@ -255,6 +255,33 @@ def test_shapes_of_a_later_session_are_scaled_to_the_first(
     later = measure_shapes(work, model, ["depth:2", "depth:0.3"], runner, cache=tmp_path)
     assert later == pytest.approx({"original": 5, "depth:2": 4, "depth:0.3": 3})
     assert clock.sessions == [3, 3]
+
+
+def test_times_are_those_of_runs_that_nothing_delays() -> None:
+    rng = np.random.default_rng(0)
+    inputs_ms = np.array([1.0, 2.0, 4.0])
+    samples_ms = np.tile(inputs_ms, 60) + rng.exponential(5, 180) * rng.choice([0, 1], 180)
+    one = drawn_launch(Case("a", Path("a.onnx")), rng, rounds=30, block=6)
+    launch = one.model_copy(update={"samples_ns": [round(1e6 * ms) for ms in samples_ms]})
+    assert undisturbed_ms([launch], 3) == pytest.approx(2.0)
+    assert undisturbed_ms([launch], 1) == pytest.approx(1.0)  # of one input the fastest
+
+
+def test_launches_that_differ_are_noise(
+    images: tuple[AnyWork, Model, Path], tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, model, folder = images
+
+    def uneven(files: Mapping[str, tuple[Path, Any]], *settings: object) -> dict[str, list[Launch]]:
+        first = clock.latencies(files, *settings)
+        clock.factor = 1.1
+        again = clock.latencies({name: file for name, file in files.items() if name != "original"}, *settings)
+        return {name: [*launches, *again.get(name, launches)] for name, launches in first.items()}
+
+    monkeypatch.setattr(shape_times, "latencies", uneven)
+    shapes = [shapes_of(work, model).shape("depth:2")]
+    found = times_of(work, model, shapes, runner_of(work, folder), cache=tmp_path)
+    assert found.shapes[shapes[0].name].noise_ratio == pytest.approx(0.05 / 1.05)
 
 
 def test_many_shapes_are_measured_in_several_sessions(
