@@ -97,8 +97,8 @@ def choose(rows: Sequence[Measurement], budget: Budget, *, name: str | None = No
 
     Of the files that keep every limit, those whose whole interval of accuracy is within the budget are preferred. Only
     where none of them is better than the original, a loss within the budget by its estimate is enough. Of what is left,
-    the objective decides (`_best`). Where no file keeps every limit, the one that is least over any of them, as a share
-    of that limit, comes closest.
+    the objective decides (`_best`). Where no file keeps every limit, the one comes closest whose excesses, as shares of
+    their limits, have the least sum.
 
     Raises:
         TlcError: a limit on what was not measured, or no row of that name.
@@ -156,7 +156,7 @@ def _chosen(
     excess: dict[str, list[float]],
 ) -> Measurement:
     if not within:
-        return min(rows, key=lambda row: (max(excess[row.name]), sum(excess[row.name]), row.size_bytes))
+        return min(rows, key=lambda row: (sum(excess[row.name]), row.size_bytes))
     sure = [row for row in within if is_confident(row, budget)]
     best = _best(sure, original, budget) if sure else original
     return _best(within, original, budget) if best is original or best is None else best

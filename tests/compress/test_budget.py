@@ -180,6 +180,16 @@ def test_a_budget_that_none_meets_ships_the_closest_and_says_what_is_missing() -
     assert "of at most 0.1 ms by no file (least: 0.9 ms of tiny)" in choose(rows, Budget(max_latency_ms=0.1)).needed
 
 
+def test_a_limit_out_of_reach_for_all_does_not_hide_how_the_others_are_kept() -> None:
+    rows = [
+        row("original", 4.0, 0, memory_bytes=2000),
+        row("slow", 1.2, 0, memory_bytes=1000),
+        row("fast", 0.9, 0, size_bytes=200, memory_bytes=1001),
+    ]
+
+    assert choose(rows, Budget(max_latency_ms=1.0, max_memory_bytes=100)).chosen.name == "fast"
+
+
 def test_a_budget_of_no_loss_at_all_has_a_closest_file_too() -> None:
     rows = [row("original", 4.0, 0), row("int8", 1.0, 1)]
 
