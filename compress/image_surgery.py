@@ -1,4 +1,4 @@
-"""What can be taken out of an image classifier: channels that go together, and blocks with a path around them."""
+"""What can be taken out of an image classifier: channels that go together, heads, blocks with a path around them."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -13,8 +13,9 @@ from torch import Tensor
 from tlc.calibration.cache import Pixels, prepare
 from tlc.calibration.calibration_set import balanced_indices
 from tlc.compress.coupling import Coupling, Cut, Graph, couplings
+from tlc.compress.heads import prunable_attention, remove_heads
 from tlc.compress.image_work import ImageWork
-from tlc.compress.importance import ranking
+from tlc.compress.importance import Ranked, ranking
 from tlc.compress.model import Model
 from tlc.compress.module_session import fast_arithmetic
 from tlc.compress.prune import reestimate_batchnorm
@@ -37,13 +38,9 @@ class ImageSurgery(Surgery):
         super().__init__(work, model, [name for group in self._groups for name in group.members])
         self._removable = {name for group in self._groups for name in group.removable}
         self._example = torch.zeros(2, *model.preprocess.input_shape)
-        try:
-            found: tuple[Coupling, ...] = couplings(model.module, self._example)
-        except RuntimeError:  # it does not run on an input of this size by itself
-            found = ()
-        ranked = ranking(model.module, self._example, found, "magnitude")
+        found = couplings(model.module, self._example), prunable_attention(model.module, self._example)
+        ranked = ranking(model.module, self._example, [*found[0], *found[1]], "magnitude")
         self._ranked = {entry.name: entry for entry in ranked}
-        self._couplings = {coupling.root: coupling for coupling in found}
         picked = some(len(self._fit), _BATCHNORM_SAMPLES)
         self._clean = torch.from_numpy(self._fit.batch(picked)).contiguous(memory_format=torch.channels_last)
 
@@ -62,29 +59,33 @@ class ImageSurgery(Surgery):
         return _OneByOne(self._fit, indices, graph_stats(float_onnx).inputs[0].name)
 
     def coupled(self, part: Part) -> tuple[str, ...]:
-        """Return the roots of the couplings whose channels it makes; of a block those with no layer outside it."""
+        """Return what it makes: couplings by their roots, heads by their attention; of a block what stays inside it."""
         return tuple(
-            root
-            for root, coupling in self._couplings.items()
-            if (part.name in coupling.producers if part.kind == "layer" else _within(part, coupling))
+            name
+            for name, entry in self._ranked.items()
+            if (part.name in _makers(entry) if part.kind == "layer" else _within(part, entry))
         )
 
     def producers(self, groups: Sequence[str]) -> tuple[str, ...]:
         """Return every layer that loses output channels, batch norms left out."""
-        going = {name for root in groups for name in self._couplings[root].producers}
+        going = {name for group in groups for name in _makers(self._ranked[group])}
         return tuple(part.name for part in self.parts if part.kind == "layer" and part.name in going)
 
     def narrowed(self, groups: Sequence[str], share: float) -> tuple[Model, float]:
-        """Return the network without the channels of the lowest norms."""
+        """Return the network without the channels and heads of the lowest norms."""
         module = copy.deepcopy(self.network.module)
         cuts, gone, whole = [], 0, 0
-        for root in groups:
-            entry, coupling = self._ranked[root], self._couplings[root]
-            count = units_to_remove(coupling.units, share)
-            units = torch.argsort(entry.scores, stable=True)[:count].sort().values.tolist()
-            every = (unit + repeat * coupling.units for repeat in range(coupling.repeats) for unit in units)
-            cuts.append(Cut(root, tuple(every)))
-            gone, whole = gone + count, whole + coupling.units
+        for group in groups:
+            entry = self._ranked[group]
+            units = entry.size // entry.unit
+            count = units_to_remove(units, share)
+            going = torch.argsort(entry.scores, stable=True)[:count].sort().values.tolist()
+            if isinstance(entry.source, Coupling):
+                every = (unit + repeat * units for repeat in range(entry.unit) for unit in going)
+                cuts.append(Cut(group, tuple(every)))
+            else:
+                remove_heads(module, entry.source, going)
+            gone, whole = gone + count, whole + units
         Graph(module, self._example).remove(cuts)
         for parameter in module.parameters():
             parameter.grad = None
@@ -111,8 +112,16 @@ class ImageSurgery(Surgery):
         return model
 
 
-def _within(block: Part, coupling: Coupling) -> bool:
-    return all(name.startswith(f"{block.name}.") for name in coupling.producers)
+def _makers(entry: Ranked) -> tuple[str, ...]:
+    """Return the layers whose outputs the channels or heads are."""
+    source = entry.source
+    if isinstance(source, Coupling):
+        return source.producers
+    return tuple(f"{source.name}.{name}" for name in source.inputs)
+
+
+def _within(block: Part, entry: Ranked) -> bool:
+    return all(name.startswith(f"{block.name}.") for name in _makers(entry))
 
 
 @dataclass(frozen=True, slots=True)

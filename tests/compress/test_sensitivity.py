@@ -1,6 +1,7 @@
 """One thing at a time: which rows there are, that nothing costs nothing, and what is shared and left out."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import onnx
 import pytest
 import tiny_text
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 import tiny
 from tlc.compress.int8_alone import int8_alone
@@ -139,6 +141,22 @@ def test_int8_of_the_layers_of_a_block_is_int8_of_the_block(images: Sensitivity)
     assert block == layer
     assert 0 < block.divergence < effects(images, BUSY)["removed"].divergence
     assert effects(images, f"{IDLE}.conv")["int8"].divergence < 1e-6  # zeros are INT8 already
+
+
+def test_heads_of_a_vision_transformer_go_with_their_layer(folder: Path, tmp_path: Path) -> None:
+    plan = make_plan(image_recipe(folder))
+    net = VisionTransformer(img_size=8, patch_size=4, in_chans=1, num_classes=2, embed_dim=16, depth=2, num_heads=4)
+    surgery = surgery_for(plan.start(tmp_path), replace(plan.model, module=net.eval()))
+    parts = {part.name: part for part in surgery.parts}
+
+    narrow, share = surgery.narrowed(surgery.coupled(parts["blocks.0.attn.qkv"]), 0.5)
+
+    assert surgery.coupled(parts["blocks.0"]) == ("blocks.0.mlp.fc1", "blocks.0.attn")
+    assert share == 0.5
+    assert narrow.module.blocks[0].attn.qkv.out_features == 3 * 8
+    assert narrow.module.blocks[1].attn.qkv.out_features == 3 * 16
+    assert surgery.answers(narrow, surgery.judged(20)).shape == (20, 2)
+    assert surgery.removable(parts["blocks.1"])
 
 
 def test_whole_heads_go_with_query_key_and_value(texts: Sensitivity) -> None:
