@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from tlc.compress.sensitivity_report import Treatment
 
 _PATH = click.Path(path_type=Path)
-_NAMES = ("int8", "channels-25", "channels-50", "removed")
+NAMES = ("int8", "channels-25", "channels-50", "removed")
 
 
 def _treatments(_ctx: click.Context, _param: click.Parameter, value: str | None) -> "tuple[Treatment, ...]":
-    found = _NAMES if value is None else tuple(dict.fromkeys(part.strip() for part in value.split(",")))
-    if unknown := [name for name in found if name not in _NAMES]:
-        raise click.BadParameter(f"{unknown[0]!r} is no treatment; there are {', '.join(_NAMES)}")
+    found = NAMES if value is None else tuple(dict.fromkeys(part.strip() for part in value.split(",")))
+    if unknown := [name for name in found if name not in NAMES]:
+        raise click.BadParameter(f"{unknown[0]!r} is no treatment; there are {', '.join(NAMES)}")
     return found  # type: ignore[return-value]
 
 
@@ -28,7 +28,7 @@ def _treatments(_ctx: click.Context, _param: click.Parameter, value: str | None)
 @click.argument("model", type=_PATH)
 @data_options(required=True)
 @model_options
-@click.option("--treatments", callback=_treatments, metavar="A,B", help=f"What to try.  [default: {','.join(_NAMES)}]")
+@click.option("--treatments", callback=_treatments, metavar="A,B", help=f"What to try.  [default: {','.join(NAMES)}]")
 @click.option("--samples", type=click.IntRange(16), default=500, show_default=True, help="Samples to judge by.")
 @click.option("--no-latency", is_flag=True, help="Leave time out.")
 @recipe_options

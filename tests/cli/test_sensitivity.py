@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from tlc.cli import sensitivity_output as output
-from tlc.cli.sensitivity import sensitivity_command
-from tlc.compress.sensitivity_report import Effect, Row, Sensitivity
+from tlc.cli.sensitivity import NAMES, sensitivity_command
+from tlc.compress.sensitivity_report import TREATMENTS, Effect, Row, Sensitivity
 from tlc.runtime.report import Interval
 
 
@@ -134,3 +134,7 @@ def test_wrong_options_are_refused(options: list[str], said: str) -> None:
 
     assert done.exit_code == 2
     assert said in done.output
+
+
+def test_the_options_name_every_treatment() -> None:
+    assert NAMES == TREATMENTS == tuple(output.TITLES)
