@@ -6,6 +6,7 @@ this beside other work, so the fastest runs are compared: a p50 is that of a mac
 """
 
 import math
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -34,6 +35,7 @@ ORIGINAL = "original"
 _SESSION = 8
 """Shapes measured at once: each is a process with its model in memory, and lost when all is killed."""
 _TIMES = "times.json"
+_SCRATCH = ".session-"
 _FORMAT = 2
 
 
@@ -107,7 +109,7 @@ def times_of(
         shapes: of `tlc.compress.shapes`.
         runner: of this machine.
         cache: folder that remembers; what counts is the model's shape, not its weights, the inputs' sizes, the target,
-            the machine and what the times are of.
+            the machine and what the times are of. One process uses it at a time.
         precision: of the files: float32, float16, or INT8 with ranges from a few samples (float16 or float32 where no
             layer gains from INT8). Of several INT8 files the fastest counts.
         timing: of each session of 8 shapes or fewer.
@@ -130,16 +132,18 @@ def times_of(
     if known is not None and not missing:
         return known
     folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(f"{_SCRATCH}*"):  # of a run that was killed
+        shutil.rmtree(leftover)
     original = _original(work, model, folder / ORIGINAL)
     for start in range(0, max(1, len(missing)), _SESSION):
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
             files = {(ORIGINAL, ""): original}
             for number, shape in enumerate(missing[start : start + _SESSION], start):
                 own = Path(scratch) / str(number)
                 own.mkdir()
                 files |= {(shape.name, form): file for form, file in _files(work, shape.build(), own, precision)}
                 emit(Progress("shapes built", number + 1, len(missing)))
-            known = _joined(_read(folder / _TIMES) or known, _measured(files, feeds, runner, timing, emit))
+            known = _joined(known, _measured(files, feeds, runner, timing, emit))
         write_text(folder / _TIMES, known.model_dump_json(indent=1) + "\n")
     assert known is not None
     return known

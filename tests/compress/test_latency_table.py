@@ -251,10 +251,13 @@ def test_shapes_of_a_later_session_are_scaled_to_the_first(
     work, model, folder = images
     runner = runner_of(work, folder)
     measure_shapes(work, model, ["depth:2"], runner, cache=tmp_path)
+    (kept,) = tmp_path.iterdir()
+    (kept / ".session-killed").mkdir()
     clock.factor = 1.5
     later = measure_shapes(work, model, ["depth:2", "depth:0.3"], runner, cache=tmp_path)
     assert later == pytest.approx({"original": 5, "depth:2": 4, "depth:0.3": 3})
     assert clock.sessions == [3, 3]
+    assert not (kept / ".session-killed").exists()
 
 
 def test_times_are_those_of_runs_that_nothing_delays() -> None:
