@@ -10,6 +10,8 @@ from bar_nets import write_net
 from click.testing import CliRunner, Result
 
 from tlc.cli.main import main
+from tlc.compress import pipeline
+from tlc.compress.recipe import Recipe
 from tlc.compress.run import MARKER
 from tlc.compress.select import select, write_manifest
 from tlc.runtime.artifact import sha256_file
@@ -112,6 +114,28 @@ def test_a_budget_that_cannot_be_met_exits_with_1_when_everything_is_written(run
     assert "hint: tlc select" in done.stderr
     assert (report.budget_met, report.chosen) == (False, "int8")
     assert report.needed
+
+
+def test_a_run_whose_budget_is_not_met_exits_with_1_when_its_report_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Budget] = []
+
+    def compress(recipe: Recipe, out: Path, **_: object) -> Report:
+        asked.append(recipe.budget)
+        out.mkdir()
+        return make_report(samples=400, latency_samples=8, chosen=None, budget=recipe.budget)
+
+    monkeypatch.setattr(pipeline, "compress", compress)
+    limits = ("--max-drop", "5", "--max-latency", "400us", "--max-size", "2MB", "--max-memory", "50MB")
+    command = ("compress", "m.pt", "--data", "d", "--out", tmp_path / "run", "--quiet", *limits)
+
+    done = CliRunner().invoke(main, [str(word) for word in command])
+
+    limited = Budget(max_drop_points=5, max_latency_ms=0.4, max_size_bytes=2 * 10**6, max_memory_bytes=5 * 10**7)
+    assert asked == [limited]
+    assert (done.exit_code, read(tmp_path / "run").budget_met) == (1, False)
+    assert done.stderr.startswith(f"error: The budget is not met: {limited.words}. All files are in ")
 
 
 @pytest.mark.parametrize(
