@@ -127,6 +127,7 @@ def test_a_run_whose_budget_is_not_met_exits_with_1_when_its_report_is_written(
         return make_report(samples=400, latency_samples=8, chosen=None, budget=recipe.budget)
 
     monkeypatch.setattr(pipeline, "compress", compress)
+    monkeypatch.setenv("TLC_HISTORY", "")
     limits = ("--max-drop", "5", "--max-latency", "400us", "--max-size", "2MB", "--max-memory", "50MB")
     command = ("compress", "m.pt", "--data", "d", "--out", tmp_path / "run", "--quiet", *limits)
 
