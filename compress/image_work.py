@@ -61,7 +61,6 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
     """What the stages do with an image classifier and labelled images."""
 
     noun = "images"
-    trains_to_quantize = True
 
     def save(self, model: Model, folder: Path) -> None:
         """Write a checkpoint."""

@@ -190,10 +190,7 @@ class Pipeline:
             "prune": self.recipe.prune.model_dump(mode="json"),
             "ratio": ratio,
             "multiple": self.target.channel_multiple,
-            "loss": self.recipe.distill.resolved(self.plan.kind).model_dump(mode="json"),
-            "train": self.recipe.train.resolved(self.plan.kind).model_dump(
-                mode="json", exclude={"epochs", "learning_rate"}
-            ),
+            **self._recovery,
             **self.common,
         }
 
@@ -228,7 +225,7 @@ class Pipeline:
             "quantize": self.recipe.quantize.model_dump(mode="json"),
             "target": self.target.model_dump(mode="json"),
             "max_drop_points": self.recipe.budget.max_drop_points,
-            "trained": trained,
+            "trained": self._recovery if trained and self.recipe.quantize.qat_epochs != 0 else None,
             **self.common,
         }
 
@@ -237,8 +234,7 @@ class Pipeline:
             files, found, summary = version.work.quantize(network, version.onnx, folder, self.runner, self.emit)
             return {"files": [[file.suffix, file.path.name] for file in files], "summary": summary, **found}
 
-        resumable = self.work.trains_to_quantize
-        stage = self.run.stage(f"quantize-{version.name}", inputs, make, resumable=resumable)
+        stage = self.run.stage(f"quantize-{version.name}", inputs, make, resumable=True)
         self._note(f"quantize {version.name}", "kept", stage.found["summary"], stage)
         return [
             Candidate(f"{name}{suffix}", stage.path / file, version.work, "int8", version.onnx, version.name)
@@ -333,6 +329,15 @@ class Pipeline:
             "preprocess": self.work.fed.model_dump(mode="json"),
             "seed": self.recipe.seed,
             "tlc": version("tlc"),
+        }
+
+    @property
+    def _recovery(self) -> dict[str, object]:
+        """What decides a training that has epochs and a learning rate of its own."""
+        training = self.recipe.train.resolved(self.plan.kind)
+        return {
+            "loss": self.recipe.distill.resolved(self.plan.kind).model_dump(mode="json"),
+            "train": training.model_dump(mode="json", exclude={"epochs", "learning_rate"}),
         }
 
     def _load(self, known: Version) -> Network:

@@ -86,7 +86,6 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
 
     noun = "texts"
     network_files = ("model.json", "model.safetensors", "tokenizer.json")
-    trains_to_quantize = True
 
     def __init__(
         self,

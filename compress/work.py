@@ -74,8 +74,6 @@ class Work(ABC, Generic[M, F, P]):
 
     noun: ClassVar[Literal["images", "texts"]]
     """What samples are called in sentences."""
-    trains_to_quantize: ClassVar[bool] = False
-    """Whether `quantize` trains, and goes on from what it had written before a kill."""
     network_files: ClassVar[tuple[str, ...]] = ("model.json", "model.safetensors")
     """What `save` writes."""
 
@@ -141,8 +139,8 @@ class Work(ABC, Generic[M, F, P]):
     ) -> tuple[list[Quantized], dict[str, Any], str]:
         """Write the INT8 files of `float_onnx` into `folder`.
 
-        `network` is what the file was made from; without it there is no training for INT8. Return the files with what
-        was found, and a sentence about it.
+        `network` is what the file was made from; without it there is no training for INT8, which goes on from what it
+        had written into `folder` before a kill. Return the files with what was found, and a sentence about it.
         """
 
     @abstractmethod
