@@ -163,7 +163,7 @@ def wider_width(coupling: Coupling, factor: float, multiple: int) -> int:
 
     >>> layer = lambda channels: Coupling("conv", ("conv",), channels, 1)
     >>> [wider_width(layer(channels), 1.5, 8) for channels in (64, 24, 12, 6, 1)]
-    [96, 40, 20, 9, 2]
+    [96, 40, 20, 10, 2]
     """
     while multiple > 1 and coupling.channels < 2 * math.lcm(multiple, coupling.repeats):
         multiple //= 2
