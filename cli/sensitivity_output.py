@@ -103,9 +103,13 @@ def basis(found: Sensitivity) -> str:
     if found.held_out < found.samples:
         held = f"{wording.grouped(found.held_out)} of them {held}"
     p50 = "" if found.p50_ms is None else f"; p50 {wording.significant(found.p50_ms)} ms on {found.target}"
+    cuts = ""
+    if found.cuts_top1_ratio != found.top1_ratio:
+        top1 = wording.percent(found.cuts_top1_ratio)
+        cuts = f" Cuts are compared with {top1} %, the network with batch norms re-estimated as theirs."
     return (
         f"Untreated: {wording.percent(found.top1_ratio)} % top-1 on {wording.grouped(found.samples)} {found.noun}, "
-        f"{held}{p50}. Changes of top-1 have 95 % intervals of ±{reach(found)} points or wider."
+        f"{held}{p50}. Changes of top-1 have 95 % intervals of ±{reach(found)} points or wider.{cuts}"
     )
 
 
@@ -166,7 +170,6 @@ def html(found: Sensitivity) -> str:
         "most": max(changes, default=0.0),
         "timed": found.p50_ms is not None,
         "basis": basis(found),
-        "floor": small(found.floor),
         "notes": notes(found),
         **{f.__name__: f for f in (macs_ratio, divergence, time, heat, time_heat, hover, cheapest, row_name)},
     }

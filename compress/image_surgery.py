@@ -25,7 +25,7 @@ from tlc.compress.work import some
 from tlc.export.graph import graph_stats
 from tlc.runtime.tensor import BATCH_NAME, INPUT_NAME, Feeds, TensorSpec
 
-_BATCHNORM_SAMPLES = 256
+_BATCHNORM_SAMPLES = 512
 
 
 class ImageSurgery(Surgery):

@@ -19,7 +19,7 @@ from tlc.compress.surgery import Surgery
 from tlc.export.dynamic_int8 import dynamic_int8, gains
 from tlc.export.fp16 import name_nodes
 from tlc.export.half import constants_as_initializers
-from tlc.export.view import WEIGHTED, View
+from tlc.export.view import ACTIVATIONS, WEIGHTED, View
 from tlc.runtime.artifact import write_bytes
 from tlc.runtime.errors import TlcError
 from tlc.runtime.target import Target
@@ -111,8 +111,9 @@ class _Static(Int8Alone):
 
     def write_timed(self, layers: Sequence[str], path: Path) -> None:
         """Write what quantisation makes of the network when it leaves all other layers out."""
-        own = self._of(layers)
-        others = [node.name for node in self._model.graph.node if node.op_type in WEIGHTED and node.name not in own]
+        # Additions, pooling and the like would be quantised as well; activations go with the layer before them.
+        kept = self._of(layers)
+        others = [n.name for n in self._model.graph.node if n.name not in kept and n.op_type not in ACTIVATIONS]
         quantize_onnx(
             self._float_onnx,
             path,

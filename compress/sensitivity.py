@@ -75,7 +75,7 @@ def sensitivity(
         held_out=study.held_out,
         top1_ratio=work.accuracy(study.before, study.judged),
         temperature=study.temperature,
-        floor=study.floor,
+        cuts_top1_ratio=work.accuracy(study.before_cuts, study.judged),
         p50_ms=p50,
         threads=work.target.threads,
         notes=tuple(study.notes),

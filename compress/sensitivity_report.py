@@ -30,7 +30,8 @@ class Effect(_Record):
     share_ratio: float
     """Share of the channels or heads that really went: whole ones go; 1 for the other treatments."""
     change_points: Interval
-    """Top-1 with the treatment minus top-1 without, on the same samples: Tango's paired 95 % interval."""
+    """Top-1 with the treatment minus top-1 without, on the same samples: Tango's paired 95 % interval. What a cut is
+    compared with: see `Sensitivity.cuts_top1_ratio`."""
     lost: int
     """Samples that only the untreated network has right."""
     won: int
@@ -80,9 +81,9 @@ class Sensitivity(_Record):
     """Of the untreated network on them."""
     temperature: float
     """That logits are divided by for `Effect.divergence`; the divergence is multiplied by its square."""
-    floor: float
-    """Divergence of the untreated network with batch norms re-estimated, as they are after every cut: what a cut that
-    does nothing shows. 0 for networks without batch norms."""
+    cuts_top1_ratio: float
+    """Of the network that cuts are compared with: untreated but for its batch norms, which are re-estimated on the same
+    few images as after every cut; equal to the other for networks without batch norms."""
     p50_ms: float | None
     """Of the untreated network, float32 as it is deployed, batch 1."""
     threads: int

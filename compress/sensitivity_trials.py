@@ -79,7 +79,7 @@ class Study:
         self.held_out = int((some(len(work.data.judge), samples) < len(work.data.holdout)).sum())
         self.temperature = _TEMPERATURES[work.noun]
         self.before = self.surgery.answers(network, self.judged)
-        self.floor = self._divergence(self.before, self.surgery.answers(self.surgery.untreated(), self.judged))
+        self.before_cuts = self.surgery.answers(self.surgery.untreated(), self.judged)
         self.notes: list[str] = []
         self.files: dict[object, tuple[Path, str]] = {}
         """By what time depends on: the file, and the row that it was made for."""
@@ -134,7 +134,7 @@ class Study:
             plain = self.folder / f"{len(self.files)}.onnx"
             self.work.export(network, plain)
             self.files[cost] = (self.work.fused(plain, self.folder)[0], trial.rows[0].name)
-        return self._judged(self.before, self.surgery.answers(network, self.judged), share, cost)
+        return self._judged(self.before_cuts, self.surgery.answers(network, self.judged), share, cost)
 
     def _int8(self, trial: Trial) -> Tried:
         assert self.int8 is not None
@@ -154,12 +154,9 @@ class Study:
 
     def _judged(self, before: Answers, after: Answers, share: float, cost: object) -> Tried:
         change = self.work.change(before, after, self.judged)
-        divergence = self._divergence(before, after)
-        return Tried(share, change.change_points, change.regressed, change.improved, divergence, cost)
-
-    def _divergence(self, before: Answers, after: Answers) -> float:
         rows = [torch.from_numpy(answers.reshape(-1, answers.shape[-1])).double() for answers in (after, before)]
-        return max(0.0, float(softened_kl(rows[0], rows[1], self.temperature)))
+        divergence = max(0.0, float(softened_kl(rows[0], rows[1], self.temperature)))
+        return Tried(share, change.change_points, change.regressed, change.improved, divergence, cost)
 
     def timed(self) -> tuple[dict[object, Interval], float | None]:
         """Return each file's p50 over that of the untreated network, by what time depends on; and p50 of that in ms."""

@@ -60,7 +60,7 @@ def found(**changes: object) -> Sensitivity:
         "held_out": 500,
         "top1_ratio": 0.9,
         "temperature": 4.0,
-        "floor": 0.001,
+        "cuts_top1_ratio": 0.88,
         "p50_ms": 2.0,
         "threads": 1,
         "notes": (),
@@ -111,6 +111,8 @@ def test_without_latencies_there_are_no_columns_of_time_and_the_reason_is_said()
 
 
 def test_samples_that_were_trained_on_are_counted() -> None:
+    assert "Cuts are compared with 88.00 %" in output.basis(found())
+    assert "Cuts" not in output.basis(found(cuts_top1_ratio=0.9))
     assert "on 500 images, 40 of them held out of training" in output.basis(found(held_out=40))
 
 
