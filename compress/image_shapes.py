@@ -82,6 +82,8 @@ class ImageShapes(Shapes):
             *([name for name in every if self.blocks[name] != kind] for kind in self.kinds),
             [name for names in self.kinds.values() for name in _spread(names, len(names) // 2)],
         ]
+        if len(self.kinds) == 1:  # one more: a single shape more than terms bounds an error loosely
+            removed.append(_spread(every, len(every) // 4))
         found = [self._shape(names, width) for width in self.widths for names in removed]
         found.append(self._shape([], 1.0 if 1.0 in self.widths else self.widths[0]))
         return list({shape.name: shape for shape in found}.values())
