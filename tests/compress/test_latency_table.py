@@ -350,6 +350,7 @@ def test_the_file_for_timing_has_the_operators_of_the_file_that_ships(
     assert operators(timed.path) == operators(for_real[-1].path)
 
 
+@pytest.mark.slow
 def test_text_files_for_timing_have_the_operators_of_those_that_ship(
     texts: tuple[AnyWork, Any, Path], tmp_path: Path
 ) -> None:
