@@ -99,9 +99,9 @@ def unclear(ratio: Interval) -> bool:
 
 def basis(found: Sensitivity) -> str:
     """Return what the numbers stand on."""
-    held = "held out of training"
+    held = "held out"
     if found.held_out < found.samples:
-        held = f"{wording.grouped(found.held_out)} of them {held}"
+        held = f"{wording.grouped(found.held_out)} of them held out"
     p50 = "" if found.p50_ms is None else f"; p50 {wording.significant(found.p50_ms)} ms on {found.target}"
     cuts = ""
     if found.cuts_top1_ratio != found.top1_ratio:

@@ -76,7 +76,7 @@ def test_the_table_has_points_divergence_and_time_of_every_treatment_that_there_
     assert re.split(r"\s{2,}", lines[0].strip()) == ["MACs %", "INT8", "KL", "p50 %", "removed", "KL", "p50 %"]
     assert lines[1].split() == ["block", "75", "0.00", "<", "1e-6", "+30.0", "−5.25", "0.50", "−10.0"]
     assert lines[2].split()[1:] == ["75", "−0.20", "1.2e-3", "≈"]
-    assert "Untreated: 90.00 % top-1 on 500 images, held out of training; p50 2.00 ms on cpu-x86." in lines[-1]
+    assert "Untreated: 90.00 % top-1 on 500 images, held out; p50 2.00 ms on cpu-x86." in lines[-1]
 
 
 def test_an_interval_that_reaches_what_two_starts_differ_in_is_no_effect() -> None:
@@ -110,10 +110,10 @@ def test_without_latencies_there_are_no_columns_of_time_and_the_reason_is_said()
     assert "No latencies: It is elsewhere." in output.html(bare)
 
 
-def test_samples_that_were_trained_on_are_counted() -> None:
+def test_samples_that_were_held_out_are_counted() -> None:
     assert "Cuts are compared with 88.00 %" in output.basis(found())
     assert "Cuts" not in output.basis(found(cuts_top1_ratio=0.9))
-    assert "on 500 images, 40 of them held out of training" in output.basis(found(held_out=40))
+    assert "on 500 images, 40 of them held out" in output.basis(found(held_out=40))
 
 
 def test_json_reads_back(tmp_path: Path) -> None:
