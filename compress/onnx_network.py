@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from tlc.compress.onnx_operators import OPERATORS, Attributes, Operator
-from tlc.compress.rounding import Grid
+from tlc.compress.rounding import Grid, along, unit_of
 from tlc.export.grid_rules import HALF_RANGE, integers
 from tlc.export.half import constants_as_initializers
 from tlc.export.view import WEIGHTED, View, attribute, label
@@ -24,6 +24,7 @@ from tlc.runtime.errors import TlcError
 
 _INTEGERS = (np.dtype(np.int8), np.dtype(np.uint8))
 _TRAINED = (*WEIGHTED, "Add", "BatchNormalization", "InstanceNormalization", "LayerNormalization", "Mul", "PRelu")
+_LARGEST = 127
 _STATISTICS = 3
 """From this input on, those of a BatchNormalization are means and variances."""
 
@@ -83,6 +84,7 @@ class OnnxNetwork(nn.Module):
         self.values = nn.ParameterDict()
         self.grids = nn.ModuleList()
         self._keys: dict[str, str] = {}
+        self._units: dict[str, str] = {}
         self._fixed: dict[str, str] = {}
         self._shapes: dict[str, Tensor] = {}
         self._grids_of: dict[tuple[bytes, ...], int] = {}
@@ -103,8 +105,8 @@ class OnnxNetwork(nn.Module):
             scale, zero, kind = _grid_values(view, node)
             as_integers = value.dtype in _INTEGERS
             if as_integers:
-                value = (value - _along(zero, axis, value.ndim)) * _along(scale, axis, value.ndim)
-            self._add_parameter(stored, value)
+                value = (value - along(zero, axis, value.ndim)) * along(scale, axis, value.ndim)
+            self._add_parameter(stored, value, unit_of(along(scale, axis, value.ndim) * np.float32(_LARGEST)))
             ends = _ends(kind)
             if kind == np.int8 and not zero.any() and (known := integers(view, node)) is not None:
                 # 7 bits stay 7: on CPUs without VNNI, larger integers overflow. Else -128 is not used.
@@ -133,6 +135,7 @@ class OnnxNetwork(nn.Module):
             for position, name in enumerate(node.input)
             if node.op_type != "BatchNormalization" or position < _STATISTICS
         }
+        units = self._units_of_biases(view)
         for name, tensor in view.constants.items():
             if name in pairs or name in self._keys:
                 continue
@@ -140,14 +143,31 @@ class OnnxNetwork(nn.Module):
             if value.dtype.kind != "f":
                 self._shapes[name] = torch.from_numpy(value.copy())
             elif name in trained and value.size > 1:
-                self._add_parameter(name, value)
+                self._add_parameter(name, value, units.get(name, np.ones(1, np.float32)))
             else:
                 self._fixed[name] = f"fixed_{len(self._fixed)}"
                 self.register_buffer(self._fixed[name], torch.from_numpy(value.copy()))
 
-    def _add_parameter(self, name: str, value: NDArray[np.float32]) -> None:
-        self._keys[name] = name.replace(".", "/")
-        self.values[self._keys[name]] = nn.Parameter(torch.from_numpy(np.array(value, np.float32)))
+    def _units_of_biases(self, view: View) -> dict[str, NDArray[np.float32]]:
+        """Return for each bias of an integer layer the unit of its weights, (C,): both scale with the output."""
+        units = {}
+        for node in view.nodes:
+            dequantizer = view.dequantizer(node.input[1]) if len(node.input) > 2 else None
+            if node.op_type in ("Conv", "Gemm") and dequantizer is not None:
+                units[node.input[2]] = unit_of(_grid_values(view, dequantizer)[0].reshape(-1) * np.float32(_LARGEST))
+        return units
+
+    def _add_parameter(self, name: str, value: NDArray[np.float32], unit: NDArray[np.float32]) -> None:
+        """Train `value` in multiples of `unit`: a step then has the same effect in channels that lie far apart."""
+        self._keys[name] = key = name.replace(".", "/")
+        self._units[name] = f"unit_{len(self._units)}"
+        self.register_buffer(self._units[name], torch.tensor(unit))
+        self.values[key] = nn.Parameter(torch.tensor((value / unit).astype(np.float32)))
+
+    def _value(self, name: str) -> Tensor:
+        parameter: Tensor = self.values[self._keys[name]]
+        unit: Tensor = getattr(self, self._units[name])
+        return parameter * unit
 
     def _steps_of(self, view: View) -> list[_Step]:
         steps = []
@@ -187,7 +207,7 @@ class OnnxNetwork(nn.Module):
 
     def _computed(self, images: Tensor) -> Tensor:
         known: dict[str, Any] = {self._input: images, **self._shapes}
-        known |= {name: self.values[key] for name, key in self._keys.items()}
+        known |= {name: self._value(name) for name in self._keys}
         known |= {name: getattr(self, key) for name, key in self._fixed.items()}
         for weight in self._weights:
             known[weight.dequantized] = self.grids[weight.grid](known[weight.stored], weight.axis)
@@ -215,14 +235,14 @@ class OnnxNetwork(nn.Module):
         """
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
-        stored = {name: self.values[key].detach().contiguous().numpy() for name, key in self._keys.items()}
+        stored = {name: self._value(name).contiguous().numpy() for name in self._keys}
         for weight in self._weights:
             grid = self._grid_at(weight.grid)
             # Floats move onto the grid, which the pair behind them then leaves alone.
             rounded = grid(torch.from_numpy(stored[weight.stored]), weight.axis).numpy()
             if weight.zero_point is not None:
-                scale = _along(grid.scale.numpy(), weight.axis, rounded.ndim)
-                rounded = np.rint(rounded / scale) + _along(weight.zero_point, weight.axis, rounded.ndim)
+                scale = along(grid.scale.numpy(), weight.axis, rounded.ndim)
+                rounded = np.rint(rounded / scale) + along(weight.zero_point, weight.axis, rounded.ndim)
             stored[weight.stored] = rounded
         stored |= {name: self._grid_at(index).scale.numpy() for name, index in self._scale_names.items()}
         for tensor in model.graph.initializer:
@@ -236,13 +256,6 @@ class OnnxNetwork(nn.Module):
         grid = self.grids[index]
         assert isinstance(grid, Grid)
         return grid
-
-
-def _along(values: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float32]:
-    """Return values of shape () or (C,) so that they run along `axis` of a tensor of that rank."""
-    if values.size == 1:
-        return values.reshape([1] * rank)
-    return values.reshape([-1 if position == axis % rank else 1 for position in range(rank)])
 
 
 def _unknown(node: onnx.NodeProto, why: str) -> TlcError:

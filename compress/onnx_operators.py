@@ -268,6 +268,7 @@ OPERATORS: dict[str, Operator] = {
     "PRelu": lambda _, x, slope: torch.where(x < 0, slope * x, x),
     "Pad": _pad,
     "Pow": lambda _, a, b: a**b,
+    "Range": lambda _, start, limit, delta: torch.arange(start.item(), limit.item(), delta.item()),
     "Reciprocal": lambda _, x: x.reciprocal(),
     "ReduceL2": _reduced(torch.linalg.vector_norm),
     "ReduceMax": _reduced(torch.amax),

@@ -71,3 +71,15 @@ class Grid(nn.Module):
         share = 1 / math.sqrt(values.numel() / scale.numel() * self._largest)
         rounded: Tensor = _Rounded.apply(values.float(), scale, low, high, share)
         return rounded
+
+
+def unit_of(largest: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the nearest powers of two, by which float32 is divided without rounding."""
+    return np.exp2(np.rint(np.log2(np.maximum(largest, np.finfo(np.float32).tiny)))).astype(np.float32)
+
+
+def along(values: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float32]:
+    """Return values of shape () or (C,) so that they run along `axis` of a tensor of that rank."""
+    if values.size == 1:
+        return values.reshape([1] * rank)
+    return values.reshape([-1 if position == axis % rank else 1 for position in range(rank)])

@@ -102,7 +102,7 @@ def logits(network: nn.Module) -> NDArray[np.float32]:
 def trained(path: Path, steps: int = 4) -> OnnxNetwork:
     """Return the network after a few large steps towards other answers."""
     network = OnnxNetwork(onnx.load(path)).train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.5, momentum=0.9)
     inputs = torch.from_numpy(images())
     wanted = torch.randn(len(inputs), 4, generator=torch.Generator().manual_seed(0))
     for _ in range(steps):
@@ -136,7 +136,7 @@ def test_the_file_of_a_trained_module_computes_what_the_module_does(
     found = run(network.to_onnx(), fused=False)
 
     before = run(onnx.load(files[target.name][2]), fused=False)
-    assert np.abs(before - expected).max() > 10 * ONE_LEVEL_RATIO * np.abs(expected).max()  # training went somewhere
+    assert np.abs(before - expected).max() > 2 * ONE_LEVEL_RATIO * np.abs(expected).max()  # training went somewhere
     assert np.abs(found - expected).max() < ONE_LEVEL_RATIO * np.abs(expected).max()
     assert np.median(np.abs(found - expected)) < SMALL_RATIO * np.abs(expected).max()
 

@@ -94,7 +94,7 @@ CASES: list[Case] = [
     ("Transpose", (2, 3, 4), [], {"perm": [2, 0, 1]}),
     ("Unsqueeze", (2, 3), [integers(0, -1)], {}),
 ]
-ELSEWHERE = {"Shape", "Where", "Log"}
+ELSEWHERE = {"Shape", "Where", "Log", "Range"}
 """In graphs of their own below."""
 
 
@@ -142,9 +142,13 @@ def test_shapes_are_computed_from_the_batch() -> None:
         helper.make_node("Abs", ["x"], ["positive"]),
         helper.make_node("Log", ["positive"], ["log"]),
         helper.make_node("Where", ["mask", "log", "x"], ["chosen"]),
-        helper.make_node("Reshape", ["chosen", "wanted"], ["y"]),
+        helper.make_node("Range", ["zero", "four", "one"], ["columns"]),
+        helper.make_node("Gather", ["chosen", "columns"], ["all"], axis=2),
+        helper.make_node("Reshape", ["all", "wanted"], ["y"]),
     ]
-    model = graph(nodes, {"rest": integers(3, -1), "mask": np.array([True, False, True, True])}, 3)
+    numbers = {name: np.array(value, np.int64) for name, value in (("zero", 0), ("four", 4), ("one", 1))}
+    constants = {"rest": integers(3, -1), "mask": np.array([True, False, True, True]), **numbers}
+    model = graph(nodes, constants, 3)
     for batch in (1, 5):
         x = floats(batch, 6, 4)
         np.testing.assert_allclose(by_torch(model, x), by_onnx_runtime(model, x), rtol=1e-5)
