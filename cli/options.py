@@ -29,6 +29,7 @@ MODEL_KEYS = {
 }
 BUDGET_KEYS = {
     "max_drop": "budget.max_drop_points",
+    "confident": "budget.confident",
     "max_latency": "budget.max_latency_ms",
     "max_size": "budget.max_size_bytes",
     "max_memory": "budget.max_memory_bytes",
@@ -155,6 +156,9 @@ def budget_options(function: F) -> F:
     for option in reversed(
         [
             max_drop_option,
+            click.option(
+                "--confident", is_flag=True, default=None, help="Hold the whole 95 % interval of the loss within it."
+            ),
             quantity("--max-latency", "parse_ms", "TIME", "Largest p50 on the target at batch 1: 5ms."),
             quantity("--max-size", "parse_bytes", "SIZE", "Largest file: 2MB."),
             quantity("--max-memory", "parse_bytes", "SIZE", "Largest peak memory: 50MB."),

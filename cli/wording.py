@@ -313,7 +313,7 @@ def budget_words(report: Report) -> str:
     costs = [
         f"{limit.what} {limit.words(limit.value(row) or 0)} of {limit.words(limit.largest)}"
         for limit in limits(report.budget)
-        if limit.what != "loss"
+        if not limit.what.startswith("loss")
     ]
     kept = f" Kept as well: {', '.join(costs)}." if costs else ""
     if row.change is None:

@@ -12,6 +12,7 @@ T = TypeVar("T")
 
 AS_FAST_RATIO = 1.1
 """A file whose p50 is at most so many times the lowest counts as fast as that one."""
+_CONFIDENT_LOSS = "loss at 95 % confidence"
 _LEAST_POINTS = 0.1
 """What a loss over the budget is a share of where the budget is smaller: 0 points have no shares."""
 
@@ -22,7 +23,7 @@ class Choice:
 
     chosen: Measurement
     met: bool
-    """Whether it keeps every limit; its loss of accuracy by the estimate."""
+    """Whether it keeps every limit."""
     confident: bool
     """Whether the whole 95 % interval of its loss of accuracy is within the budget."""
     front: list[str]
@@ -62,9 +63,11 @@ class Limit:
         """Return by how much `row` is over the limit, as a clause."""
         value = self.value(row)
         assert value is not None
+        more = f"{value - self.largest:.2f} more than the {self.largest:g} allowed"
         if self.what == "loss":
-            more = f"{value - self.largest:.2f} more than the {self.largest:g} allowed"
             return f"it loses {value:.2f} points, {more}"
+        if self.what == _CONFIDENT_LOSS:
+            return f"at 95 % confidence it may lose {value:.2f} points, {more}"
         allowed = self.words(self.largest)
         return f"its {self.what} of {self.words(value)} is {value / self.largest:.2f} times the {allowed} allowed"
 
@@ -73,6 +76,8 @@ def limits(budget: Budget) -> list[Limit]:
     """Return the limits that `budget` sets."""
     points, allowed = max(budget.max_drop_points, _LEAST_POINTS), budget.max_drop_points
     found = [Limit("loss", drop_points, allowed, points, points_words)]
+    if budget.confident:
+        found = [Limit(_CONFIDENT_LOSS, _largest_drop_points, allowed, points, points_words)]
     if (slowest := budget.max_latency_ms) is not None:
         found.append(Limit("p50", _p50_ms, slowest, slowest, lambda value: f"{value:.3g} ms"))
     if (most := budget.max_size_bytes) is not None:
@@ -87,6 +92,11 @@ def drop_points(row: Measurement) -> float:
     return 0.0 if row.change is None else -row.change.change_points.estimate
 
 
+def _largest_drop_points(row: Measurement) -> float:
+    """Return the largest loss of top-1 in its 95 % interval."""
+    return 0.0 if row.change is None else -row.change.change_points.low
+
+
 def is_confident(row: Measurement, budget: Budget) -> bool:
     """Return whether the whole 95 % interval of the loss of accuracy is within the budget."""
     return row.change is None or row.change.change_points.low >= -budget.max_drop_points
@@ -95,10 +105,8 @@ def is_confident(row: Measurement, budget: Budget) -> bool:
 def choose(rows: Sequence[Measurement], budget: Budget, *, name: str | None = None) -> Choice:
     """Return what ships of `rows`, the original first, or how things stand if the row called `name` ships.
 
-    Of the files that keep every limit, those whose whole interval of accuracy is within the budget are preferred. Only
-    where none of them is better than the original, a loss within the budget by its estimate is enough. Of what is left,
-    the objective decides (`_best`). Where no file keeps every limit, the one comes closest whose excesses, as shares of
-    their limits, have the least sum.
+    Of the files that keep every limit, the objective decides (`_best`). Where none does, the one comes closest whose
+    excesses, as shares of their limits, have the least sum.
 
     Raises:
         TlcError: a limit on what was not measured, or no row of that name.
@@ -111,7 +119,11 @@ def choose(rows: Sequence[Measurement], budget: Budget, *, name: str | None = No
     excess = {row.name: [limit.excess_ratio(row) for limit in held] for row in rows}
     within = [row for row in rows if not any(excess[row.name])]
     original = None if any(excess[rows[0].name]) else rows[0]
-    best = _chosen(rows, within, original, budget, excess)
+    best = (
+        _best(within, original, budget)
+        if within
+        else min(rows, key=lambda row: (sum(excess[row.name]), row.size_bytes))
+    )
     chosen = best if name is None else by_name[name]
     met = any(row is chosen for row in within)
     costs = {what: cost for what, cost in _COSTS.items() if all(cost(row) is not None for row in rows)}
@@ -124,12 +136,6 @@ def choose(rows: Sequence[Measurement], budget: Budget, *, name: str | None = No
                 _over(row, held)
                 or (f"Dominated by {rivals[0].name}: as good or better in {_listed(list(costs))}." if rivals else "")
                 or (f"{name} was named instead." if chosen is not best else "")
-                or _unsure(
-                    row,
-                    [other for other in rows if any(other is one for one in (row, chosen, original))],
-                    original,
-                    budget,
-                )
                 or _worse(row, chosen, original, budget)
             )
     return Choice(
@@ -146,20 +152,6 @@ def fastest(files: Sequence[tuple[float, int, T]]) -> T:
     """Return the file with the lowest p50, or the smallest of those that are as fast; (p50 in ms, bytes, file) each."""
     limit_ms = AS_FAST_RATIO * min(p50_ms for p50_ms, _size, _file in files)
     return min((entry for entry in files if entry[0] <= limit_ms), key=lambda entry: (entry[1], entry[0]))[2]
-
-
-def _chosen(
-    rows: Sequence[Measurement],
-    within: list[Measurement],
-    original: Measurement | None,
-    budget: Budget,
-    excess: dict[str, list[float]],
-) -> Measurement:
-    if not within:
-        return min(rows, key=lambda row: (sum(excess[row.name]), row.size_bytes))
-    sure = [row for row in within if is_confident(row, budget)]
-    best = _best(sure, original, budget) if sure else original
-    return _best(within, original, budget) if best is original or best is None else best
 
 
 def _best(rows: list[Measurement], original: Measurement | None, budget: Budget) -> Measurement:
@@ -214,16 +206,6 @@ def _listed(names: Sequence[str]) -> str:
 def _over(row: Measurement, held: Sequence[Limit]) -> str:
     broken = [limit.broken_by(row) for limit in held if limit.excess_ratio(row)]
     return f"Over the budget: {'; '.join(broken)}." if broken else ""
-
-
-def _unsure(row: Measurement, rivals: list[Measurement], original: Measurement | None, budget: Budget) -> str:
-    """Return why `row` does not ship if it were the best of `rivals`, would its estimate be enough."""
-    if row.change is None or is_confident(row, budget) or _best(rivals, original, budget) is not row:
-        return ""
-    return (
-        "Within the budget only by its estimate: the 95 % interval does not exclude a loss of "
-        f"{-row.change.change_points.low:.2f} points, {budget.max_drop_points:g} allowed."
-    )
 
 
 def _worse(row: Measurement, chosen: Measurement, original: Measurement | None, budget: Budget) -> str:

@@ -23,7 +23,6 @@ from tlc.compress.objective import Supervised
 from tlc.compress.recipe import DataSection, ModelSection, Recipe
 from tlc.compress.train import TrainSettings, fit
 from tlc.runtime.artifact import write_bytes
-from tlc.runtime.budget import Budget
 
 SEED = 0
 _SIDE = 24
@@ -51,7 +50,7 @@ def write_demo_inputs(folder: Path, emit: Emit) -> Recipe:
 
 
 def demo_recipe(folder: Path) -> Recipe:
-    """Return the recipe of the demo: the defaults, with fewer passes over so few images, and a budget for so few."""
+    """Return the recipe of the demo: the defaults, with fewer passes over so few images."""
     return Recipe(
         seed=SEED,
         model=ModelSection(
@@ -63,7 +62,6 @@ def demo_recipe(folder: Path) -> Recipe:
         ),
         data=DataSection(path=folder / "digits.npz"),
         # 450 images cannot show that less is lost: an interval is a point wide to either side.
-        budget=Budget(max_drop_points=2),
         train=_STUDENT,
     )
 

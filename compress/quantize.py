@@ -113,7 +113,7 @@ def check_calibration(available: int, settings: QuantizeSettings) -> int:
 
 
 def for_timing(settings: QuantizeSettings) -> QuantizeSettings:
-    """Return the settings that give a file with the same operators soonest: biases are corrected fast, or not at all."""
+    """Return the settings that give a file of the same operators soonest: biases are corrected fast or not at all."""
     return settings.model_copy(update={"bias_correction": "off" if settings.bias_correction == "off" else "fast"})
 
 

@@ -14,6 +14,8 @@ class Budget(BaseModel):
 
     max_drop_points: float = Field(1.0, ge=0, le=100)
     """Largest loss of top-1 accuracy against the original, in percentage points."""
+    confident: bool = False
+    """Whether the whole 95 % interval of that loss has to be within it, not its estimate alone."""
     max_latency_ms: float | None = Field(None, gt=0)
     """Largest p50 on the target at batch 1, in milliseconds."""
     max_size_bytes: int | None = Field(None, gt=0)
@@ -26,7 +28,7 @@ class Budget(BaseModel):
     @property
     def words(self) -> str:
         """What is allowed and wanted: `1 point of accuracy, p50 5 ms, file 2 MB; the fastest`."""
-        limits = [f"{points_words(self.max_drop_points)} of accuracy"]
+        limits = [f"{points_words(self.max_drop_points)} of accuracy{' at 95 % confidence' if self.confident else ''}"]
         if self.max_latency_ms is not None:
             limits.append(f"p50 {self.max_latency_ms:g} ms")
         if self.max_size_bytes is not None:

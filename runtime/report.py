@@ -249,8 +249,8 @@ class Report(_Record):
     confident: bool
     """Whether the whole 95 % interval of that loss is within the budget."""
     front: list[str]
-    """The Pareto front: names of the measurements that no other equals in p50, file size, peak memory and top-1 and beats
-    in one of them, as far as these were measured; by the estimates."""
+    """The Pareto front: names of the measurements that no other equals in p50, file size, peak memory and top-1 and
+    beats in one of them, as far as these were measured; by the estimates."""
     lost: dict[str, str]
     """By the name of each measurement but `chosen`, a sentence: why it does not ship."""
     needed: str
