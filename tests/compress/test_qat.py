@@ -111,6 +111,7 @@ def trained(
         LossSettings(),
         TrainSettings(batch_size=8, precision="fp32", freeze=("stem.*",)),
         epochs=epochs,
+        learning_rate=0.01,  # of 20 steps an epoch
         seed=0,
         folder=folder,
         logits_folder=folder,
