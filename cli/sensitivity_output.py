@@ -76,7 +76,7 @@ def divergence(effect: Effect) -> str:
 def small(value: float) -> str:
     """Return a number that may be tiny in two digits.
 
-    >>> small(0.01234), small(3e-9), small(1.25)
+    >>> small(0.01234), small(3e-9), small(1.26)
     ('1.2e-2', '< 1e-6', '1.3')
     """
     if value >= 0.1:

@@ -132,7 +132,7 @@ class Pipeline:
         if not leads():
             wait_for_all()
             raise SystemExit(0)
-        report = self.concluded(rows, versions, command, search)
+        report = self.concluded(rows, finals, command, search)
         wait_for_all()
         return report
 
@@ -279,13 +279,14 @@ class Pipeline:
         return [Measurement.model_validate(row) for row in self._measure_stage.found["rows"]]
 
     def concluded(
-        self, rows: list[Measurement], versions: Sequence[Version], command: str, search: SearchRecord | None
+        self, rows: list[Measurement], finals: Sequence[Version], command: str, search: SearchRecord | None
     ) -> Report:
-        """Choose what ships, publish it with the network that it was made of, and write the manifest."""
+        """Choose what ships, publish it with its network, of `finals` the first if of none, and write the manifest."""
         budget = self.recipe.budget
         choice = choose(rows, budget)
         ship(self.run.path, choice.chosen)
-        final = next(one for one in versions if one.name in (choice.chosen.name, choice.chosen.made_from))
+        names = (choice.chosen.name, choice.chosen.made_from)
+        final = next((one for one in finals if one.name in names), finals[0])
         self._publish_network(final)
         report = Report(
             tlc_version=version("tlc"),
