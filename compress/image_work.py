@@ -3,8 +3,10 @@
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -62,6 +64,11 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
 
     noun = "images"
 
+    @cached_property
+    def _scores(self) -> WeakKeyDictionary[nn.Module, dict[frozenset[str], float]]:
+        """What teachers are worth without some of their blocks, as far as it was asked for."""
+        return WeakKeyDictionary()
+
     def save(self, model: Model, folder: Path) -> None:
         """Write a checkpoint."""
         save_model(model, folder)
@@ -86,6 +93,7 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
             score=counted(_answers_kept(teacher, fit, indices), emit, _CHOICE_EVALUATIONS),
             example=torch.from_numpy(fit.batch(indices[:2])),
             max_evaluations=_CHOICE_EVALUATIONS,
+            known=self._scores.setdefault(teacher.module, {}),
             round_to=self.target.channel_multiple,
         )
         student = student.after("batch norm re-estimated", _with_batchnorm(student.module, fit, seed))

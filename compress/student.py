@@ -212,24 +212,33 @@ def remove_blocks(model: Model, names: Sequence[str]) -> Model:
 
 
 def choose_blocks(
-    model: Model, depth: float | tuple[int, ...], score: Score, *, max_evaluations: int = 120
+    model: Model,
+    depth: float | tuple[int, ...],
+    score: Score,
+    *,
+    max_evaluations: int = 120,
+    known: dict[frozenset[str], float] | None = None,
 ) -> tuple[tuple[RemovedBlock, ...], float, int]:
     """Return the blocks to leave out in the order of choice, the teacher's score, and how often `score` was asked.
 
     Backward elimination: after each removal the next one is the block whose absence leaves the highest `score` (higher
     is better). `max_evaluations` bounds the work: all blocks are scored once; from then on only as many of the most
-    promising ones are scored again per removal as the bound allows, at worst none (one ranking for all).
+    promising ones are scored again per removal as the bound allows, at worst none (one ranking for all). What is
+    `known`, by the blocks that are gone, is not asked for again, and what is found is put there.
     """
     groups = block_groups(model)
     allowed, total = _removals(model, depth, groups)
+    known = {} if known is None else known
     work = copy.deepcopy(model.module).eval()
     group_of = {name: group.name for group in groups for name in group.removable}
-    teacher_score = score(work)
 
     def score_without(names: Sequence[str]) -> float:
-        with without_blocks(work, names):
-            return score(work)
+        if (gone := frozenset(names)) not in known:
+            with without_blocks(work, names):
+                known[gone] = score(work)
+        return known[gone]
 
+    teacher_score = score_without([])
     removed, evaluations = eliminate(group_of, allowed, total, score_without, max_evaluations=max_evaluations)
     return removed, teacher_score, 1 + evaluations
 
@@ -267,13 +276,20 @@ def eliminate(
 
 
 def student_from_teacher(
-    model: Model, spec: str, *, score: Score, example: Tensor, max_evaluations: int = 120, round_to: int = 8
+    model: Model,
+    spec: str,
+    *,
+    score: Score,
+    example: Tensor,
+    max_evaluations: int = 120,
+    known: dict[frozenset[str], float] | None = None,
+    round_to: int = 8,
 ) -> tuple[Model, StudentRecord]:
     """Return the student that `spec` makes of `model`, with the teacher's weights, untrained, and how it was chosen.
 
     `score` rates a network without some blocks, higher is better; `example` is (N, C, H, W) float32, for counting MACs.
     Channel counts are multiples of `round_to`. A wider student computes what the narrow one would: blocks are chosen
-    before, and the choice holds. Raises as `check_student`.
+    before, and the choice holds. `known` is as in `choose_blocks`. Raises as `check_student`.
     """
     wanted = parse_student(spec)
     student, teacher_score, evaluations = model, None, 0
@@ -282,7 +298,9 @@ def student_from_teacher(
     widened: dict[str, tuple[int, int]] = {}
     groups = block_groups(model) if wanted.depth is not None or isinstance(wanted.width, tuple) else ()
     if wanted.depth is not None:
-        removed, teacher_score, evaluations = choose_blocks(model, wanted.depth, score, max_evaluations=max_evaluations)
+        removed, teacher_score, evaluations = choose_blocks(
+            model, wanted.depth, score, max_evaluations=max_evaluations, known=known
+        )
         names = {block.name for block in removed}
         kept = {group.name: len(set(group.members) - names) for group in groups}
         student = remove_blocks(model, sorted(names, key=[n for n, _ in model.module.named_modules()].index))

@@ -198,6 +198,18 @@ def test_counts_are_met_per_group(teacher: Model) -> None:
     assert [block.name for block in removed] == ["layer1.1", "layer2.1", "layer2.2"]
 
 
+def test_what_is_known_of_a_teacher_is_not_asked_for_again(teacher: Model) -> None:
+    asked, score = _count_score(WORTH)
+    known: dict[frozenset[str], float] = {}
+    choose_blocks(teacher, 0.5, score, known=known)  # type: ignore[arg-type]
+    before = asked[0]
+
+    removed, _, _ = choose_blocks(teacher, (3, 1), score, known=known)  # type: ignore[arg-type]
+
+    assert [block.name for block in removed] == ["layer1.1", "layer2.1", "layer2.2"]
+    assert asked[0] - before == 1
+
+
 @pytest.mark.parametrize("limit", [6, 8, 9])
 def test_the_number_of_evaluations_is_bounded(teacher: Model, limit: int) -> None:
     asked, score = _count_score(WORTH)
