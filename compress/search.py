@@ -19,9 +19,11 @@ from tlc.compress.space import Space, space_of
 from tlc.compress.study import open_study, record_of
 from tlc.compress.trials import Deadline, Trials, finalists, most_epochs, portions
 from tlc.runtime.artifact import require_free_space, sha256_json
+from tlc.runtime.capability import missing
 from tlc.runtime.errors import TlcError, UsageError
 from tlc.runtime.report import Report
 from tlc.runtime.search_report import SearchRecord
+from tlc.runtime.target import load_target
 
 STUDY = "tlc"
 _SPACE_FACTOR = 64
@@ -129,6 +131,12 @@ def _planned(recipe: Recipe, out: Path) -> tuple[Plan, Space]:
         )
     if recipe.distill.label_free:
         raise UsageError("A search needs labels to judge by.", hint="Set distill.label_free = false.")
+    target = load_target(recipe.target)
+    if reason := missing(target):
+        raise TlcError(
+            f"A search measures where {target.name} runs, and not here: {reason}.",
+            hint="Search on the target, or for a CPU and let tlc deploy measure what was found.",
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
             "A search runs in one process each.",

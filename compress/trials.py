@@ -53,7 +53,6 @@ _LEARNS_RATIO = 0.5
 _TRAINING_SHARE = 0.25
 """Of the time limit, for the longest training of one shape."""
 _MOST_EPOCHS = 60
-_INT8_BYTES_RATIO = 0.25
 _RUNNING = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -140,7 +139,8 @@ class Trials:
         spec = self.space.spec(self.space.chosen(indices))
         trial.set_user_attr("spec", spec)
         trial.set_user_attr("worker", self.run.path.name)
-        if any(one.user_attrs.get("spec") == spec for one in self._others(trial, *_RUNNING)):
+        others = [one.user_attrs for one in self._others(trial, *_RUNNING)]
+        if any(one.get("spec") == spec and not one.get("out_of_time") for one in others):
             raise self._stopped(trial, spec, "tried before")
         if not spec:
             return self._finished(trial, spec, self.original, self._held_out(self.original, self.original.deployed))
@@ -157,11 +157,15 @@ class Trials:
         """Train a shape for as long as it promises more than others."""
         stage, done = self._started(spec), 0
         epochs = portions(self.study.user_attrs["epochs"], self.settings.factor, self.settings.portions)
-        gain = self._gain(faster, _INT8_BYTES_RATIO * 4 * stage.found["parameters"])
+        int8_bytes = stage.found["parameters"]  # a byte for each
+        if (limit := self.budget.max_size_bytes) is not None and int8_bytes > limit:
+            raise self._stopped(trial, spec, f"its {int8_bytes} weights in INT8 are over the limit of {limit} bytes")
+        gain = self._gain(faster, int8_bytes)
         drops: list[float] = []
         for portion in epochs:
             epoch_s = self._epoch_s.get(spec, 0.0)
             if portion * epoch_s > self.deadline.left_s:
+                trial.set_user_attr("out_of_time", True)  # with more of it, it may be tried again
                 raise self._stopped(trial, spec, f"no time for {portion} more epochs of {epoch_s:.0f} s")
             stage = self._portion(spec, stage, portion, done)
             done += portion
@@ -174,7 +178,7 @@ class Trials:
 
     def _finished(self, trial: optuna.Trial, spec: str, version: Version, reference: float) -> float:
         """Return what the best file of a network is worth, judged on the held-out part."""
-        files = self.pipeline.quantized(version, "int8", trained=True)
+        files = self.pipeline.quantized(version, "int8", trained=bool(spec))
         if not files:
             files = [Candidate("float", version.deployed, version.work, "fp32", version.onnx, None)]
         feeds = version.work.timing_feeds()
