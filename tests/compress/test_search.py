@@ -163,6 +163,8 @@ def test_what_cannot_be_searched_is_refused_before_any_work(recipe: Recipe, tmp_
     given = recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"student": "depth:0.5"})})
     with pytest.raises(UsageError, match=r"student = depth:0\.5 says what the student is"):
         search.compress_within(given, tmp_path / "out", limit_s=60)
+    with pytest.raises(TlcError, match=r"A search measures where jetson-orin runs, and not here: "):
+        search.compress_within(recipe.model_copy(update={"target": "jetson-orin"}), tmp_path / "out", limit_s=60)
     small = write_bars(tmp_path / "few.npz", count=200)
     few = recipe.model_copy(update={"data": DataSection(path=small)})
     with pytest.raises(TlcError, match=r"training samples are too few to train a student on \(limit 1000\)"):
