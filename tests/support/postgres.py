@@ -3,6 +3,7 @@
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -46,5 +47,5 @@ def running(folder: Path) -> Iterator[str]:
             time.sleep(0.1)
         yield f"postgresql+psycopg://tlc@127.0.0.1:{port}/postgres"
     finally:
-        server.terminate()
-        server.wait()
+        server.send_signal(signal.SIGINT)  # does not wait for clients, as SIGTERM does
+        server.wait(60)
