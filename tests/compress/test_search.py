@@ -149,14 +149,14 @@ def test_a_killed_worker_loses_its_own_trial_alone_and_another_takes_that_up(tmp
         killed.wait()
         time.sleep(4)
         assert worker(url, 3, 0.2, 3).wait() == 0
-        study = optuna.load_study(study_name="killed", storage=url)
+        trials = optuna.load_study(study_name="killed", storage=url).trials
 
-    states = [one.state for one in study.trials]
+    states = [one.state for one in trials]
     assert states[number] == TrialState.FAIL
     assert states.count(TrialState.COMPLETE) == 11
     assert len(states) == 12
-    retried = [one for one in study.trials if RetryHeartbeatStaleTrialCallback.retried_trial_number(one) == number]
-    assert [one.params for one in retried] == [study.trials[number].params]
+    retried = [one for one in trials if RetryHeartbeatStaleTrialCallback.retried_trial_number(one) == number]
+    assert [one.params for one in retried] == [trials[number].params]
 
 
 def test_what_cannot_be_searched_is_refused_before_any_work(recipe: Recipe, tmp_path: Path) -> None:
