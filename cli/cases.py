@@ -62,21 +62,6 @@ def with_target_of(models: Sequence[Path | None], options: Mapping[str, Any]) ->
     return {**options, "target": str(unpacked(bundles[0]).with_name(TARGET_FILE))}
 
 
-def quantity(option: str, parser: str, metavar: str, what: str) -> Callable[[F], F]:
-    """Return an option whose text, with its unit, a function of `tlc.runtime.limits` reads."""
-
-    def read(ctx: click.Context, param: click.Parameter, value: str | None) -> float | int | None:
-        from tlc.runtime import limits
-
-        parse: Callable[[str], float | int] = getattr(limits, parser)
-        try:
-            return None if value is None else parse(value)
-        except UsageError as error:
-            raise click.BadParameter(f"{error.message}. {error.hint}", ctx, param) from error
-
-    return click.option(option, callback=read, metavar=metavar, help=what)
-
-
 def limit_options(function: F) -> F:
     """Add the options that say when a model is given up."""
     function = click.option("--memory-limit", metavar="SIZE", help="Most memory of a model, such as 2GB.")(function)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlc.cli.options import data_options, model_options, recipe_from, recipe_options
+from tlc.cli.options import budget_options, data_options, model_options, quantity, recipe_from, recipe_options
 from tlc.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -25,12 +25,13 @@ _quiet = click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @data_options(required=False)
 @model_options
 @click.option("--unlabeled", type=_PATH, help="More texts, without labels, to distil on.")
-@click.option("--student", metavar="SPEC", help="auto, none, depth:0.5, width:0.75, A+B, or an --arch.")
+@click.option("--student", metavar="SPEC", help="auto, none, depth:0.5, width:0.75, width:2, A+B, or an --arch.")
 @click.option("--epochs", type=click.IntRange(0), help="Passes over the training samples to distil.")
 @click.option(
     "--prune", type=click.FloatRange(0, 1, max_open=True), metavar="RATIO", help="Share of channels to remove."
 )
-@click.option("--max-drop", type=click.FloatRange(0, 100), help="Largest loss of accuracy, in points.  [default: 1]")
+@budget_options
+@quantity("--time-limit", "parse_s", "90min", "Search for the student that the budget asks for, for so long.")
 @recipe_options
 @_out
 @_resume
@@ -38,15 +39,26 @@ _quiet = click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @_json
 @_quiet
 def compress_command(
-    model: Path | None, out: Path, resume: bool, dry_run: bool, as_json: bool, quiet: bool, **options: Any
+    model: Path | None,
+    out: Path,
+    time_limit: float | None,
+    resume: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
 ) -> None:
     """Take MODEL through a smaller student, pruning and INT8, and measure each step beside the original.
+
+    What ships is the best of the measured files, by --objective, that keeps the budget: --max-drop, --max-latency,
+    --max-size and --max-memory. Where none does, all files are kept, the closest ships, and the exit status is 1.
 
     \b
     Examples:
       tlc compress model.pt --arch torchvision:resnet18 --data photos/
       tlc compress model.pt --arch net.py:build --input 3x32x32 --data images.zip --student depth:0.5
-      tlc compress my-bert-classifier/ --data reviews.csv
+      tlc compress my-bert-classifier/ --data reviews.csv --max-drop 0.5 --max-latency 5ms --max-size 20MB
+      tlc compress model.pt --arch torchvision:resnet18 --data photos/ --max-drop 0.5 --time-limit 90min
       tlc compress --recipe tlc.toml --resume
     """
     from tlc.compress.estimate import plan_lines
@@ -54,13 +66,23 @@ def compress_command(
     from tlc.compress.plan import make_plan
 
     recipe = recipe_from(options, model)
+    if time_limit is not None:
+        from tlc.compress.search import compress_within, search_lines
+
+        if dry_run:
+            click.echo("\n".join(search_lines(recipe, out, limit_s=time_limit)))
+            return
+        with progress(quiet=quiet) as emit:
+            report = compress_within(recipe, out, limit_s=time_limit, resume=resume, emit=emit, command=command_line())
+        present(report, out, as_json=as_json)
+        return
     if dry_run:
         for line in plan_lines(make_plan(recipe)):
             click.echo(line)
         return
     with progress(quiet=quiet) as emit:
-        report = compress(recipe, out, resume=resume, emit=emit, command=_command_line())
-    _present(report, out, as_json=as_json)
+        report = compress(recipe, out, resume=resume, emit=emit, command=command_line())
+    present(report, out, as_json=as_json)
 
 
 @click.command("demo", short_help="Train a small network on scikit-learn's digits and compress it.")
@@ -79,8 +101,8 @@ def demo_command(out: Path, resume: bool, as_json: bool, quiet: bool) -> None:
 
     with progress(quiet=quiet) as emit:
         recipe = write_demo_inputs(out.with_name(out.name + "-inputs"), emit)
-        report = compress(recipe, out, resume=resume, emit=emit, command=_command_line())
-    _present(report, out, as_json=as_json)
+        report = compress(recipe, out, resume=resume, emit=emit, command=command_line())
+    present(report, out, as_json=as_json)
 
 
 @click.command("init", short_help="Write a commented recipe.")
@@ -103,15 +125,21 @@ def init_command(file: Path, model: str, data: str) -> None:
     click.echo(f"Wrote {file}. Edit it, then run: tlc compress --recipe {file}", err=True)
 
 
-def _command_line() -> str:
+def command_line() -> str:
+    """Return the command as it was typed."""
     return shlex.join(["tlc", *sys.argv[1:]])
 
 
-def _present(report: "Report", out: Path, *, as_json: bool) -> None:
+def present(report: "Report", out: Path, *, as_json: bool, measured: bool = True) -> None:
+    """Write the report, print it and, where it was `measured` now, keep it in the history.
+
+    Raises TlcError where the budget is not met, when all is written.
+    """
     from rich.console import Console
 
     from tlc.cli.history import keep
     from tlc.cli.report import print_report, write_report
+    from tlc.runtime.errors import TlcError
 
     write_report(report, out)
     if as_json:
@@ -119,4 +147,10 @@ def _present(report: "Report", out: Path, *, as_json: bool) -> None:
     else:
         print_report(report, Console(file=sys.stdout, highlight=False))
         click.echo(f"\nReport: {out / 'report.html'}   Ships: {out / 'model.onnx'} ({report.chosen})")
-    keep(report)
+    if measured:
+        keep(report)
+    if not report.budget_met:
+        raise TlcError(
+            f"The budget is not met: {report.budget.words}. All files are in {out}; {report.chosen} ships.",
+            hint=f"tlc select {shlex.quote(str(out))} chooses by another budget.",
+        )

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlc.cli.cases import case_of, limit_options, limits_from, quantity, with_target_of
+from tlc.cli.cases import case_of, limit_options, limits_from, with_target_of
 from tlc.cli.devices import device_options, host_of
 from tlc.cli.gate_config import read_config
 from tlc.cli.history import keep
-from tlc.cli.options import data_options, model_options, recipe_from
+from tlc.cli.options import data_options, model_options, quantity, recipe_from
 from tlc.cli.progress import progress
 from tlc.runtime.errors import TlcError, UsageError
 

@@ -17,6 +17,10 @@ from tlc.cli.gate import gate_command
 from tlc.cli.history import history_command
 from tlc.cli.inspect import inspect_command
 from tlc.cli.pack import pack_command, verify_command
+from tlc.cli.rank import rank_command
+from tlc.cli.search import search_command
+from tlc.cli.select import select_command
+from tlc.cli.sensitivity import sensitivity_command
 from tlc.cli.steps import distill_command, eval_command, export_command, prune_command, quantize_command
 from tlc.cli.targets import targets_command
 from tlc.runtime.errors import TlcError
@@ -62,6 +66,10 @@ def main() -> None:
 
 for command in (
     compress_command,
+    search_command,
+    select_command,
+    sensitivity_command,
+    rank_command,
     inspect_command,
     distill_command,
     prune_command,

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from tlc.runtime.errors import UsageError
+
 if TYPE_CHECKING:
     from tlc.compress.recipe import ModelSection, Recipe
 
@@ -25,6 +27,14 @@ MODEL_KEYS = {
     "tokenizer": "model.tokenizer",
     "max_length": "model.max_length",
 }
+BUDGET_KEYS = {
+    "max_drop": "budget.max_drop_points",
+    "confident": "budget.confident",
+    "max_latency": "budget.max_latency_ms",
+    "max_size": "budget.max_size_bytes",
+    "max_memory": "budget.max_memory_bytes",
+    "objective": "budget.objective",
+}
 OTHER_KEYS = {
     "data": "data.path",
     "text_column": "data.text_column",
@@ -34,7 +44,7 @@ OTHER_KEYS = {
     "skip_bad": "data.skip_bad",
     "target": "target",
     "seed": "seed",
-    "max_drop": "max_drop_points",
+    **BUDGET_KEYS,
     "student": "distill.student",
     "epochs": "train.epochs",
     "prune": "prune.ratio",
@@ -117,6 +127,50 @@ def data_options(*, required: bool, multiple: bool = False) -> Callable[[F], F]:
         return function
 
     return add
+
+
+def quantity(option: str, parser: str, metavar: str, what: str) -> Callable[[F], F]:
+    """Return an option whose text, with its unit, a function of `tlc.runtime.limits` reads."""
+
+    def read(ctx: click.Context, param: click.Parameter, value: str | None) -> float | int | None:
+        from tlc.runtime import limits
+
+        parse: Callable[[str], float | int] = getattr(limits, parser)
+        try:
+            return None if value is None else parse(value)
+        except UsageError as error:
+            raise click.BadParameter(f"{error.message}. {error.hint}", ctx, param) from error
+
+    return click.option(option, callback=read, metavar=metavar, help=what)
+
+
+def max_drop_option(function: F) -> F:
+    """Add `--max-drop`."""
+    return click.option(
+        "--max-drop", type=click.FloatRange(0, 100), help="Largest loss of top-1, in points; 1 by default."
+    )(function)
+
+
+def budget_options(function: F) -> F:
+    """Add the limits of a budget, and what is wanted within them."""
+    for option in reversed(
+        [
+            max_drop_option,
+            click.option(
+                "--confident", is_flag=True, default=None, help="Hold the whole 95 % interval of the loss within it."
+            ),
+            quantity("--max-latency", "parse_ms", "TIME", "Largest p50 on the target at batch 1: 5ms."),
+            quantity("--max-size", "parse_bytes", "SIZE", "Largest file: 2MB."),
+            quantity("--max-memory", "parse_bytes", "SIZE", "Largest peak memory: 50MB."),
+            click.option(
+                "--objective",
+                type=click.Choice(["fastest", "smallest", "most-accurate"]),
+                help="What to choose within the limits; fastest by default.",
+            ),
+        ]
+    ):
+        function = option(function)
+    return function
 
 
 def recipe_options(function: F) -> F:

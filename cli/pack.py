@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tlc.cli.build import profiles_of, shape_option
-from tlc.cli.cases import quantity
-from tlc.cli.options import data_options, model_from, preprocess_options
+from tlc.cli.options import data_options, model_from, preprocess_options, quantity
 from tlc.runtime.errors import TlcError, UsageError
 
 if TYPE_CHECKING:

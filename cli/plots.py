@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -51,12 +51,20 @@ def accuracy_against_latency(report: Report) -> str:
                 yerr=100 * np.array(_reach(top1)),
                 fmt=marker,
                 color=colour,
+                markerfacecolor=colour if row.name in report.front else "none",
                 markersize=10 if row.name == report.chosen else 6,
                 elinewidth=1.2,
                 capsize=3,
             )
-        axes.set_xlim(0, 1.15 * max(latency(row).p50_ms for row in report.measurements))
-        floor = 100 * report.measurements[0].accuracy.top1 - report.max_drop_points
+        slowest_ms = max(latency(row).p50_ms for row in report.measurements)
+        limit_ms = report.budget.max_latency_ms
+        if limit_ms is not None and limit_ms < 2 * slowest_ms:
+            axes.axvline(limit_ms, color=MUTED, linewidth=1, dashes=(4, 3))
+            slowest_ms = max(slowest_ms, limit_ms)
+        axes.set_xlim(0, 1.15 * slowest_ms)
+        front = front_line(report)
+        axes.plot([latency(row).p50_ms for row in front], [100 * row.accuracy.top1 for row in front], color=MUTED, lw=1)
+        floor = 100 * report.measurements[0].accuracy.top1 - report.budget.max_drop_points
         axes.axhline(floor, color=MUTED, linewidth=1, dashes=(4, 3))
         axes.margins(y=0.15)
         axes.set_xlabel("p50 latency, ms (left is better)")
@@ -71,6 +79,46 @@ def accuracy_against_latency(report: Report) -> str:
     return svg(draw, height=340, name="accuracy-latency", label="Top-1 against p50 latency: " + "; ".join(said))
 
 
+def search_curve(report: Report) -> str:
+    """What the best finished shape so far was worth over the time of the search, as a step line."""
+    assert report.search is not None
+    accurate = report.budget.objective == "most-accurate"
+    finished = sorted(
+        (one.ended_s / 60, one.value if accurate else math.exp(one.value))
+        for one in report.search.trials
+        if one.ended_s is not None and one.value is not None
+    )
+    if not finished:
+        return ""
+    end = max(one.ended_s or one.began_s for one in report.search.trials) / 60
+    what = {"fastest": "expected speed-up", "smallest": "expected reduction of size"}.get(
+        report.budget.objective, "expected change, points"
+    )
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.grid(visible=True)
+        minutes, worth = [minute for minute, _ in finished], [value for _, value in finished]
+        best = list(accumulate(worth, max))
+        axes.plot(minutes, worth, "o", color=SERIES[0], markersize=6)
+        axes.step([*minutes, end], [*best, best[-1]], where="post", color=SERIES[0])
+        axes.set_xlim(0, None)
+        axes.set_xlabel("minutes")
+        axes.set_ylabel(what)
+
+    last = max(value for _, value in finished)
+    return svg(draw, height=280, name="search", label=f"{what} of the best shape over time, {last:.2f} at the end")
+
+
+def front_line(report: Report) -> list[Measurement]:
+    """Return, by rising p50, the rows that no other beats in both p50 and top-1."""
+    line: list[Measurement] = []
+    for row in sorted(report.measurements, key=lambda row: (latency(row).p50_ms, -row.accuracy.top1)):
+        if not line or row.accuracy.top1 > line[-1].accuracy.top1:
+            line.append(row)
+    return line
+
+
 def _label_points(axes: Axes, report: Report, floor: float) -> None:
     """Write each label at the nearest place where it covers no point and no other label."""
     places = [(latency(row).p50_ms, 100 * row.accuracy.top1) for row in report.measurements]
@@ -78,9 +126,14 @@ def _label_points(axes: Axes, report: Report, floor: float) -> None:
     taken = [Bbox.from_extents(x - 7, y - 7, x + 7, y + 7) for x, y in centres]
     stops = sorted([0.0, *(x for x, _ in places)])
     _, middle = max((right - left, (left + right) / 2) for left, right in pairwise(stops))
-    budget = _note(axes, f"budget: {points(-report.max_drop_points)} points", (middle, floor), MUTED)
+    budget = _note(axes, f"budget: {points(-report.budget.max_drop_points)} points", (middle, floor), MUTED)
     budget.set(ha="center", va="top", position=(0, -3), fontsize=10)
     taken.append(budget.get_window_extent())
+    limit_ms = report.budget.max_latency_ms
+    if limit_ms is not None and limit_ms < axes.get_xlim()[1]:
+        slowest = _note(axes, f"budget: {significant(limit_ms)} ms", (limit_ms, axes.get_ylim()[1]), MUTED)
+        slowest.set(ha="left", va="top", position=(3, -2), fontsize=10)
+        taken.append(slowest.get_window_extent())
     for row, place, (x, y) in zip(report.measurements, places, centres, strict=True):
         text = f"{row.name} (ships)" if row.name == report.chosen else row.name
         label = _note(axes, text, place, INK)
@@ -297,7 +350,7 @@ def stage_contributions(report: Report) -> str:
         left.grid(visible=True, axis="x")
         right.grid(visible=True, axis="x")
         right.axvline(0, color=INK, linewidth=1)
-        right.axvline(-report.max_drop_points, color=MUTED, linewidth=1, dashes=(4, 3))
+        right.axvline(-report.budget.max_drop_points, color=MUTED, linewidth=1, dashes=(4, 3))
         for place, (row, cost) in enumerate(zip(chain, costs, strict=True)):
             colour, marker, _ = _style(report, row)
             left.barh([place], [cost], height=0.55, color=colour)

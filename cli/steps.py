@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import click
 
 from tlc.cli.cases import with_target_of
-from tlc.cli.options import data_options, model_from, model_options, recipe_from, recipe_options
+from tlc.cli.options import data_options, max_drop_option, model_from, model_options, recipe_from, recipe_options
 from tlc.cli.progress import progress
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -15,7 +15,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 _PATH = click.Path(path_type=Path)
 _model = click.argument("model", type=_PATH)
 _quiet = click.option("--quiet", is_flag=True, help="No progress on stderr.")
-_student = click.option("--student", metavar="SPEC", required=True, help="depth:0.5, width:0.75, A+B, or an --arch.")
+_student = click.option(
+    "--student", metavar="SPEC", required=True, help="depth:0.5, width:0.75, width:2, A+B, or an --arch."
+)
 _epochs = click.option("--epochs", type=click.IntRange(0), help="Passes over the training samples.")
 _ratio = click.option(
     "--ratio", "prune", type=click.FloatRange(0, 1, min_open=True, max_open=True), required=True,
@@ -91,7 +93,7 @@ def export_command(model: Path, output: Path, target: str, **options: Any) -> No
 @_model
 @data_options(required=True)
 @model_options
-@click.option("--max-drop", type=click.FloatRange(0, 100), help="Largest loss of accuracy, in points.  [default: 1]")
+@max_drop_option
 @recipe_options
 @_output("ONNX file to write.")
 @_quiet
@@ -108,7 +110,7 @@ def quantize_command(model: Path, output: Path, quiet: bool, **options: Any) -> 
         outcome = quantize_to(recipe, output, emit)
     click.echo(f"{output}: {outcome.summary}")
     if not outcome.met:
-        raise click.ClickException(f"That is over the budget of {recipe.max_drop_points:g} points.")
+        raise click.ClickException(f"That is over the budget of {recipe.budget.max_drop_points:g} points.")
 
 
 @click.command("eval", short_help="Score models and ONNX files on the evaluation samples.")

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tlc.compress.budget import limits
 from tlc.runtime.report import Accuracy, ClassChange, Interval, LatencyRecord, LayerPrecisions, Measurement, Report
+from tlc.runtime.search_report import SearchRecord, TrialRecord
 
 _Z95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
 
@@ -287,27 +289,41 @@ def lineage(report: Report) -> list[Measurement]:
     return chain
 
 
-def budget_sure(report: Report) -> bool:
-    """Return whether even the lower bound of the chosen file's change lies within the budget."""
-    change = by_name(report, report.chosen).change
-    return change is None or change.change_points.low >= -report.max_drop_points
+def best_trials(search: SearchRecord) -> list[TrialRecord]:
+    """Return the trials of a search: the finished ones, best first, then the others in their order."""
+    return sorted(search.trials, key=lambda one: -math.inf if one.value is None else one.value, reverse=True)
+
+
+def trial_speed(trial: TrialRecord) -> str:
+    """Return a trial's speed-up."""
+    return "–" if trial.speedup is None else f"{trial.speedup:.2f}×"
+
+
+def trial_change(trial: TrialRecord) -> str:
+    """Return the last change of accuracy that a trial saw, in points."""
+    lost = trial.drop_points if trial.drop_points is not None else next(reversed(trial.drops_points), None)
+    return "–" if lost is None else points(-lost)
 
 
 def budget_words(report: Report) -> str:
-    """Return what the chosen file's measured drop says about the budget, and what it leaves open."""
-    change, last = by_name(report, report.chosen).change, report.measurements[-1]
-    limit = f"the budget of {report.max_drop_points:.2f} points"
-    if not report.budget_met and last.change is not None:
-        missed = points_interval(last.change.change_points)
-        return f"{last.name} misses {limit}: measured {missed} points. What ships is {report.chosen}."
-    if change is None:
-        return "The original itself ships: nothing that was tried was worth shipping."
-    drop = change.change_points
-    if budget_sure(report):
-        return f"Within {limit}, and so is the whole 95 % interval: {points_interval(drop)} points."
+    """Return how the chosen file stands to the budget, and what that leaves open."""
+    row = by_name(report, report.chosen)
+    if not report.budget_met:
+        return report.needed
+    costs = [
+        f"{limit.what} {limit.words(limit.value(row) or 0)} of {limit.words(limit.largest)}"
+        for limit in limits(report.budget)
+        if not limit.what.startswith("loss")
+    ]
+    kept = f" Kept as well: {', '.join(costs)}." if costs else ""
+    if row.change is None:
+        return f"The original itself ships: nothing that was tried was worth shipping.{kept}"
+    drop, limit = row.change.change_points, f"the budget of {report.budget.max_drop_points:.2f} points"
+    if report.confident:
+        return f"Within {limit}, and so is the whole 95 % interval: {points_interval(drop)} points.{kept}"
     return (
         f"Within {limit} as measured; the 95 % interval [{points(drop.low)}, {points(drop.high)}] "
-        "does not exclude a larger drop."
+        f"does not exclude a larger drop.{kept}"
     )
 
 

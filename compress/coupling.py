@@ -10,11 +10,11 @@ network in which nobody reads these channels.
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch_pruning as tp
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 _PROOF_SEED = 20150309
+T = TypeVar("T")
 _ROOTS = (nn.modules.conv._ConvNd, nn.Linear)
 
 
@@ -180,25 +181,26 @@ def couplings(module: nn.Module, example: Tensor) -> tuple[Coupling, ...]:
     candidates = [coupling for coupling in found if coupling.units > 1]
     with torch.no_grad(), _ElementwiseNorms():
         reference = dense(example)
-    return tuple(_proven(dense, example, reference, candidates))
+    return tuple(proven(candidates, lambda chosen: _removal_equals_silence(dense, example, reference, chosen)))
 
 
-def _proven(dense: nn.Module, example: Tensor, reference: Tensor, candidates: list[Coupling]) -> list[Coupling]:
-    """Halve until what fails is alone: few fail, so this costs far less than one by one."""
-    if not candidates or _removal_equals_silence(dense, example, reference, candidates):
+def proven(candidates: Sequence[T], holds: Callable[[Sequence[T]], bool]) -> list[T]:
+    """Return the candidates that hold, in order, where a set of them holds if and only if each of them does.
+
+    Halves until what fails is alone: few fail, so this costs far less than one by one.
+    """
+    candidates = list(candidates)
+    if not candidates or holds(candidates):
         return candidates
     if len(candidates) == 1:
         return []
     half = len(candidates) // 2
-    good = [
-        *_proven(dense, example, reference, candidates[:half]),
-        *_proven(dense, example, reference, candidates[half:]),
-    ]
-    assert len(good) < len(candidates) or _removal_equals_silence(dense, example, reference, good)
+    good = [*proven(candidates[:half], holds), *proven(candidates[half:], holds)]
+    assert len(good) < len(candidates) or holds(good)
     return good
 
 
-def _removal_equals_silence(dense: nn.Module, example: Tensor, reference: Tensor, chosen: list[Coupling]) -> bool:
+def _removal_equals_silence(dense: nn.Module, example: Tensor, reference: Tensor, chosen: Sequence[Coupling]) -> bool:
     cuts = [Cut(coupling.root, _every_third(coupling)) for coupling in chosen]
     silent, removed = copy.deepcopy(dense), copy.deepcopy(dense)
     try:

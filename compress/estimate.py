@@ -5,11 +5,13 @@ import time
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tlc.calibration.texts import TextSet
 from tlc.calibration.tokens import token_lengths
+from tlc.compress.model import Model
 from tlc.compress.plan import Plan
+from tlc.compress.student import is_built_from_teacher, parse_student, student_from_teacher
 from tlc.compress.text_model import TextModel
 from tlc.compress.train import bf16_is_fast
 from tlc.runtime.capability import missing
@@ -19,7 +21,10 @@ _TIMED_STEPS = 3
 
 def plan_lines(plan: Plan) -> list[str]:
     """Return the plan as lines of text; times come from a few timed training steps of the original on noise."""
-    step_s, forward_s = _seconds_per_sample(plan)
+    step_s, forward_s = seconds_per_sample(plan, plan.model.module)
+    wider = _wider_student(plan)
+    # Any other student made of the original costs at most what the original does.
+    student_s = step_s if wider is None else seconds_per_sample(plan, wider)[0]
     recipe, splits, count, kind = plan.recipe, plan.splits, len(plan.splits.fit), plan.kind
     shape = "x".join(map(str, plan.model.input_shape))
     lines = [
@@ -27,7 +32,7 @@ def plan_lines(plan: Plan) -> list[str]:
         f"{'input ' + shape if kind == 'images' else 'at most ' + shape + ' tokens'})",
         f"data       {splits.path}: {count} to train on, {len(splits.holdout)} held out, "
         f"{len(splits.evaluation)} to evaluate on",
-        f"target     {plan.target.name}, budget {recipe.max_drop_points:g} points of accuracy",
+        f"target     {plan.target.name}, budget {recipe.budget.words}",
     ]
     passes = recipe.train.resolved(kind).epochs
     cached = recipe.distill.resolved(kind).feature == "none"
@@ -35,7 +40,7 @@ def plan_lines(plan: Plan) -> list[str]:
     if plan.student.value is None:
         lines.append(f"distill    no: {plan.student.reason}")
     else:
-        seconds = passes * count * step_s + teacher_s
+        seconds = passes * count * student_s + teacher_s
         lines.append(f"distill    student {plan.student.value}, {passes} epochs, at most {_duration(seconds)}")
     if plan.prune.value is None:
         lines.append(f"prune      no: {plan.prune.reason}")
@@ -44,7 +49,7 @@ def plan_lines(plan: Plan) -> list[str]:
         what = "channels" if kind == "images" else "heads and inner channels"
         lines.append(
             f"prune      {100 * float(plan.prune.value):.0f} % of the {what} in {recipe.prune.steps} steps, "
-            f"{epochs} epochs of recovery, at most {_duration(epochs * count * step_s)}"
+            f"{epochs} epochs of recovery, at most {_duration(epochs * count * student_s)}"
         )
     if "int8" in plan.target.precisions:
         lines.append(f"quantize   INT8, calibrated on {min(recipe.quantize.samples, count)} training {kind}")
@@ -58,10 +63,26 @@ def plan_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def _seconds_per_sample(plan: Plan) -> tuple[float, float]:
-    """Return seconds of a training step and of a forward pass of the original, each divided by the batch size."""
+def _wider_student(plan: Plan) -> nn.Module | None:
+    """Return the student if it is to be wider than the original: how wide, not with which of its blocks."""
+    spec = plan.student.value
+    if not isinstance(plan.model, Model) or not isinstance(spec, str) or not is_built_from_teacher(spec):
+        return None
+    width = parse_student(spec).width
+    if width is None or (max(width) if isinstance(width, tuple) else width) <= 1:
+        return None
+    example = torch.zeros(1, *plan.model.input_shape)
+    multiple = plan.target.channel_multiple
+    student, _ = student_from_teacher(
+        plan.model, spec, score=lambda _network: 0.0, example=example, max_evaluations=0, round_to=multiple
+    )
+    return student.module
+
+
+def seconds_per_sample(plan: Plan, network: nn.Module) -> tuple[float, float]:
+    """Return seconds of a training step and of a forward pass of `network`, each divided by the batch size."""
     size = min(plan.recipe.train.resolved(plan.kind).batch_size, len(plan.splits.fit))
-    network = copy.deepcopy(plan.model.module).to(memory_format=torch.channels_last).train()
+    network = copy.deepcopy(network).to(memory_format=torch.channels_last).train()
     inputs = _inputs(plan, size)
     bf16 = bf16_is_fast()
     steps, forwards = [], []

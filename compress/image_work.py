@@ -3,8 +3,10 @@
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -19,15 +21,16 @@ from tlc.calibration.preprocess import Preprocess
 from tlc.compress.arch import build, parse_arch
 from tlc.compress.checkpoint import load_saved, save_model
 from tlc.compress.distill import distill
-from tlc.compress.events import Emit, Progress
+from tlc.compress.events import Emit
+from tlc.compress.image_int8 import Int8Images
 from tlc.compress.image_train import evaluate
 from tlc.compress.losses import softened_kl
 from tlc.compress.model import Model
 from tlc.compress.prune import prune_step, reestimate_batchnorm
-from tlc.compress.quantize import QuantizeRecord, check_calibration, quantize_within_budget
+from tlc.compress.quantize import FEWEST_SAMPLES, check_calibration, for_timing, quantize_onnx
 from tlc.compress.runner import Runner
 from tlc.compress.student import is_built_from_teacher, student_from_teacher
-from tlc.compress.train import bf16_is_fast
+from tlc.compress.train import Fitted, TrainSettings, bf16_is_fast
 from tlc.compress.work import ENOUGH_TO_JUDGE, Answers, Data, Feeds, Outcome, Quantized, Work, counted, some
 from tlc.export.fp16 import RANGE_SAMPLES, Fp16Record, fp16_from_float
 from tlc.export.graph import graph_stats
@@ -61,6 +64,11 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
 
     noun = "images"
 
+    @cached_property
+    def _scores(self) -> WeakKeyDictionary[nn.Module, dict[frozenset[str], float]]:
+        """What teachers are worth without some of their blocks, as far as it was asked for."""
+        return WeakKeyDictionary()
+
     def save(self, model: Model, folder: Path) -> None:
         """Write a checkpoint."""
         save_model(model, folder)
@@ -69,44 +77,45 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
         """Read a checkpoint."""
         return load_saved(folder, arch=arch)
 
-    def make_student(
-        self, teacher: Model, spec: str, *, teacher_key: str, folder: Path, emit: Emit
-    ) -> tuple[Model, dict[str, Any]]:
-        """Return the student that `spec` names, trained towards the teacher, and what was found on the way.
+    def start_student(self, teacher: Model, spec: str, emit: Emit) -> tuple[Model, dict[str, Any]]:
+        """Return the student that `spec` names, not yet trained, and what was found on the way.
 
         A student made of the teacher keeps the teacher's weights; which of its blocks stay is decided by how much the
         teacher's answers change without them.
         """
         fit, seed = self.data.fit, self.recipe.seed
-        if is_built_from_teacher(spec):
-            indices = _choice_indices(fit, seed)
-            student, record = student_from_teacher(
-                teacher,
-                spec,
-                score=counted(_answers_kept(teacher, fit, indices), emit, _CHOICE_EVALUATIONS),
-                example=torch.from_numpy(fit.batch(indices[:2])),
-                max_evaluations=_CHOICE_EVALUATIONS,
-                round_to=self.target.channel_multiple,
-            )
-            student = student.after("batch norm re-estimated", _with_batchnorm(student.module, fit, seed))
-            found: dict[str, Any] = {"built": record.model_dump(mode="json")}
-        else:
-            student = _other_architecture(teacher, spec, seed)
-            found = {"built": spec}
-        student, fitted = distill(
+        if not is_built_from_teacher(spec):
+            return _other_architecture(teacher, spec, seed), {"built": spec}
+        indices = _choice_indices(fit, seed)
+        student, record = student_from_teacher(
+            teacher,
+            spec,
+            score=counted(_answers_kept(teacher, fit, indices), emit, _CHOICE_EVALUATIONS),
+            example=torch.from_numpy(fit.batch(indices[:2])),
+            max_evaluations=_CHOICE_EVALUATIONS,
+            known=self._scores.setdefault(teacher.module, {}),
+            round_to=self.target.channel_multiple,
+        )
+        student = student.after("batch norm re-estimated", _with_batchnorm(student.module, fit, seed))
+        return student, {"built": record.model_dump(mode="json")}
+
+    def train_student(
+        self, teacher: Model, student: Model, training: TrainSettings, *, teacher_key: str, folder: Path, emit: Emit
+    ) -> tuple[Model, Fitted]:
+        """Return `student` trained towards the teacher; `folder` keeps the state after each epoch."""
+        return distill(
             teacher,
             student,
-            fit,
+            self.data.fit,
             self.data.holdout,
             self.recipe.distill,
-            self.recipe.train,
-            seed=seed,
+            training,
+            seed=self.recipe.seed,
             folder=folder,
             logits_folder=self._logits_folder(teacher_key),
             emit=emit,
             what="distill",
         )
-        return student, {**found, "best_epoch": fitted.best_epoch, "scores": list(fitted.scores)}
 
     def make_pruned(
         self, teacher: Model, model: Model, ratio: float, *, teacher_key: str, folder: Path, emit: Emit
@@ -170,45 +179,39 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
         )
 
     def quantize(
-        self, _network: Model | None, float_onnx: Path, folder: Path, runner: Runner, emit: Emit
+        self, network: Model | None, float_onnx: Path, folder: Path, runner: Runner, emit: Emit
     ) -> tuple[list[Quantized], dict[str, Any], str]:
-        """Write the file with everything in INT8 and, where that misses the budget, one with layers left in float."""
-        best, full = folder / "best.onnx", folder / "full.onnx"
-        record = self._quantized(float_onnx, best, runner, emit, full=full)
-        files = [Quantized("", full)]
-        if record.chosen > 0:
-            files.insert(0, Quantized("-mixed", best))
-        return files, record.model_dump(mode="json"), f"{quantize_summary(record)}."
+        """Write the file with everything in INT8 and, where that misses the budget, others."""
+        return self._int8(network, float_onnx, runner, emit).files(folder)
 
-    def quantize_within_budget(
-        self, _network: Model | None, float_onnx: Path, out: Path, runner: Runner, emit: Emit
-    ) -> Outcome:
-        """Write the INT8 file of `float_onnx`; layers stay in float where the accuracy budget asks for it."""
-        record = self._quantized(float_onnx, out, runner, emit)
-        return Outcome(quantize_summary(record), record.met)
-
-    def _quantized(
-        self, float_onnx: Path, out: Path, runner: Runner, emit: Emit, *, full: Path | None = None
-    ) -> QuantizeRecord:
-        """`full` also gets the file with everything in INT8."""
-        count = check_calibration(len(self.data.fit), self.recipe.quantize)
-        before = self.accuracy(self.judged(float_onnx, runner, self.data.judge), self.data.judge)
-
-        def drop_points(path: Path) -> float:
-            return 100 * (before - self.accuracy(self.judged(path, runner, self.data.judge), self.data.judge))
-
-        return quantize_within_budget(
+    def int8_for_timing(self, float_onnx: Path, folder: Path) -> list[Quantized]:
+        """Write the file with everything in INT8."""
+        out = folder / "int8.onnx"
+        quantize_onnx(
             float_onnx,
             out,
-            self._calibration(float_onnx, count),
-            count=count,
-            target=runner.target,
-            settings=self.recipe.quantize,
-            drop_points=drop_points,
-            budget_points=self.recipe.max_drop_points,
-            full=full,
-            on_progress=lambda done, total: emit(Progress("calibrate", done, total)),
+            self._calibration(float_onnx, FEWEST_SAMPLES),
+            count=FEWEST_SAMPLES,
+            target=self.target,
+            settings=for_timing(self.recipe.quantize),
         )
+        return [Quantized("", out)]
+
+    def quantize_within_budget(
+        self, network: Model | None, float_onnx: Path, out: Path, runner: Runner, emit: Emit
+    ) -> Outcome:
+        """Write the INT8 file of `float_onnx`; where the budget asks for it, trained, or with layers left in float."""
+        return self._int8(network, float_onnx, runner, emit).one_file(out)
+
+    def _int8(self, network: Model | None, float_onnx: Path, runner: Runner, emit: Emit) -> Int8Images:
+        count, judge = check_calibration(len(self.data.fit), self.recipe.quantize), self.data.judge
+        before = self.accuracy(self.judged(float_onnx, runner, judge), judge)
+
+        def drop_points(path: Path) -> float:
+            return 100 * (before - self.accuracy(self.judged(path, runner, judge), judge))
+
+        samples = self._calibration(float_onnx, count)
+        return Int8Images(float_onnx, network, self.recipe, runner.target, self.data, samples, count, drop_points, emit)
 
     def _calibration(self, file: Path, count: int) -> "_OneByOne":
         indices = balanced_indices(self.labels(self.data.fit), count, seed=self.recipe.seed)
@@ -237,16 +240,6 @@ def image_logits(session: Session, pixels: Pixels, *, batch_size: int = 64) -> A
     fixed = spec.shape[0]
     size = fixed if isinstance(fixed, int) else batch_size
     return predict(lambda images: session.run({spec.name: images})[output], pixels, size)
-
-
-def quantize_summary(record: QuantizeRecord) -> str:
-    """Return what was tried to meet the budget, as a sentence without a full stop."""
-    drops = [f"{0 - attempt.drop_points:+.2f} points" for attempt in record.attempts]
-    summary = f"{drops[0]} on the images that choices are made on"
-    if record.chosen:
-        layers = len(record.attempts[record.chosen].excluded)
-        summary += f", over the budget; {drops[record.chosen]} with {layers} layers left in float"
-    return summary if record.met else f"{summary}: over the budget of {record.budget_points:g}"
 
 
 @dataclass(frozen=True, slots=True)

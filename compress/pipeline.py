@@ -1,7 +1,7 @@
 """The main path: a fine-tuned model in, the fastest file that stays within the budget out, with the evidence."""
 
-import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import onnx
 
+from tlc.compress.budget import choose
 from tlc.compress.events import Emit, StageDone, silent
 from tlc.compress.measure import Candidate, Timing, latencies, measure, speedup
 from tlc.compress.plan import Network, Plan, make_plan
@@ -17,12 +18,13 @@ from tlc.compress.quantize import worth_quantizing
 from tlc.compress.recipe import Recipe
 from tlc.compress.run import RunFolder, StageResult, open_run
 from tlc.compress.runner import Runner
+from tlc.compress.select import rule_warnings, ship, write_manifest
 from tlc.compress.student import is_built_from_teacher
-from tlc.compress.verdict import choose, verdict
+from tlc.compress.verdict import verdict
 from tlc.compress.work import AnyWork
 from tlc.export.contract import check_model
 from tlc.export.fp16 import Fp16Record
-from tlc.runtime.artifact import replacing_dir, require_free_space, sha256_file, write_text
+from tlc.runtime.artifact import replacing_dir, require_free_space, sha256_file
 from tlc.runtime.environment import environment
 from tlc.runtime.errors import TlcError
 from tlc.runtime.report import (
@@ -34,6 +36,7 @@ from tlc.runtime.report import (
     Report,
     StageRecord,
 )
+from tlc.runtime.search_report import SearchRecord
 from tlc.runtime.target import Target
 
 _SPACE_FACTOR = 16
@@ -45,6 +48,8 @@ class Version:
     """One network of the run: its saved folder, its float ONNX file, and how far that is from torch."""
 
     name: str
+    made_from: str | None
+    """Name of the version that it was made from; None for the original."""
     stage: StageResult
     onnx: Path
     """Of ONNX's own operators alone: what other files are made from."""
@@ -78,10 +83,10 @@ def compress(
     weights_bytes = sum(p.numel() * p.element_size() for p in plan.model.module.parameters())
     require_free_space(out, _SPACE_FACTOR * weights_bytes)
     with open_run(out, identity, resume=resume, emit=emit) as run:
-        return _Pipeline(plan, run, emit).execute(command)
+        return Pipeline(plan, run, emit).execute(command)
 
 
-class _Pipeline:
+class Pipeline:
     """One run: the plan, the folder, and the notes of the stages so far."""
 
     def __init__(self, plan: Plan, run: RunFolder, emit: Emit) -> None:
@@ -95,39 +100,54 @@ class _Pipeline:
         self.timing = Timing(rounds=measure.rounds, launches=measure.launches, seed=self.recipe.seed)
 
     def execute(self, command: str) -> Report:
+        """Take the original through all stages."""
         original = self.original()
-        _require_accepted(original.onnx, self.target)
         student = self.student(original)
         pruned = self.pruned(original, student)
         versions = {version.name: version for version in (original, student, pruned)}
+        return self.compared(list(versions.values()), [pruned], command)
+
+    def compared(
+        self,
+        versions: Sequence[Version],
+        finals: Sequence[Version],
+        command: str,
+        *,
+        search: SearchRecord | None = None,
+    ) -> Report:
+        """Measure the versions, the original first, and what INT8 and FP16 make of `finals`; publish what ships."""
         candidates = [
-            Candidate(version.name, version.deployed, version.work, "fp32", version.onnx, before, version.checked)
-            for before, version in zip([None, *versions], versions.values(), strict=False)
+            Candidate(one.name, one.deployed, one.work, "fp32", one.onnx, one.made_from, one.checked)
+            for one in versions
         ]
-        if pruned != original:
+        if (original := versions[0]) not in finals:
             # The plain way out, beside which the work on the network has to show its worth.
             candidates += self.quantized(original, "original-int8", trained=False)
-        candidates.append(Candidate("fp16", self.fp16(pruned), pruned.work, "fp16", pruned.onnx, pruned.name))
-        candidates += self.quantized(pruned, "int8", trained=True)
+        for one in finals:
+            prefix = f"{one.name}-" if len(finals) > 1 else ""
+            candidates.append(Candidate(f"{prefix}fp16", self.fp16(one), one.work, "fp16", one.onnx, one.name))
+            candidates += self.quantized(one, f"{prefix}int8", trained=True)
         candidates = [self.published(candidate) for candidate in candidates]
         rows = self.measured(candidates)
         if not leads():
             wait_for_all()
             raise SystemExit(0)
-        report = self.concluded(rows, candidates, pruned, command)
+        report = self.concluded(rows, finals, command, search)
         wait_for_all()
         return report
 
     def original(self) -> Version:
         """Save and export what came in."""
-        inputs = {"model": self.plan.model_sha256, "arch": self.plan.model.arch.model_dump(mode="json"), **self._common}
+        inputs = {"model": self.plan.model_sha256, "arch": self.plan.model.arch.model_dump(mode="json"), **self.common}
 
         def make(folder: Path) -> dict[str, Any]:
             self.work.save(self.plan.model, folder)
             return {}
 
         stage = self.run.stage("original", inputs, make)
-        return self._exported("original", stage, self.plan.model)
+        version = self.exported("original", stage, self.plan.model, made_from=None)
+        _require_accepted(version.onnx, self.target)
+        return version
 
     def student(self, original: Version) -> Version:
         """Distil the original into a smaller student, where the plan has one."""
@@ -142,7 +162,7 @@ class _Pipeline:
             **({"multiple": self.target.channel_multiple} if "width" in spec else {}),
             "loss": self.recipe.distill.resolved(self.plan.kind).model_dump(mode="json"),
             "train": self.recipe.train.resolved(self.plan.kind).model_dump(mode="json"),
-            **self._common,
+            **self.common,
         }
 
         def make(folder: Path) -> dict[str, Any]:
@@ -154,7 +174,7 @@ class _Pipeline:
 
         stage = self.run.stage("student", inputs, make, resumable=True)
         arch = original.arch if is_built_from_teacher(spec) else spec
-        student = self._exported("student", stage, self.work.load(stage.path, arch), arch)
+        student = self.exported("student", stage, self.work.load(stage.path, arch), made_from=original.name, arch=arch)
         return self._kept_if_it_pays("distill", original, student, stage, judged=False)
 
     def pruned(self, original: Version, student: Version) -> Version:
@@ -170,11 +190,8 @@ class _Pipeline:
             "prune": self.recipe.prune.model_dump(mode="json"),
             "ratio": ratio,
             "multiple": self.target.channel_multiple,
-            "loss": self.recipe.distill.resolved(self.plan.kind).model_dump(mode="json"),
-            "train": self.recipe.train.resolved(self.plan.kind).model_dump(
-                mode="json", exclude={"epochs", "learning_rate"}
-            ),
-            **self._common,
+            **self._recovery,
+            **self.common,
         }
 
         def make(folder: Path) -> dict[str, Any]:
@@ -190,7 +207,9 @@ class _Pipeline:
             return found
 
         stage = self.run.stage("prune", inputs, make, resumable=True)
-        pruned = self._exported("pruned", stage, self.work.load(stage.path, student.arch), student.arch)
+        pruned = self.exported(
+            "pruned", stage, self.work.load(stage.path, student.arch), made_from=student.name, arch=student.arch
+        )
         return self._kept_if_it_pays("prune", student, pruned, stage, judged=True)
 
     def quantized(self, version: Version, name: str, *, trained: bool) -> list[Candidate]:
@@ -205,9 +224,9 @@ class _Pipeline:
             "onnx": sha256_file(version.onnx),
             "quantize": self.recipe.quantize.model_dump(mode="json"),
             "target": self.target.model_dump(mode="json"),
-            "max_drop_points": self.recipe.max_drop_points,
-            "trained": trained,
-            **self._common,
+            "max_drop_points": self.recipe.budget.max_drop_points,
+            "trained": self._recovery if trained and self.recipe.quantize.qat_epochs != 0 else None,
+            **self.common,
         }
 
         def make(folder: Path) -> dict[str, Any]:
@@ -215,8 +234,7 @@ class _Pipeline:
             files, found, summary = version.work.quantize(network, version.onnx, folder, self.runner, self.emit)
             return {"files": [[file.suffix, file.path.name] for file in files], "summary": summary, **found}
 
-        resumable = self.work.trains_to_quantize
-        stage = self.run.stage(f"quantize-{version.name}", inputs, make, resumable=resumable)
+        stage = self.run.stage(f"quantize-{version.name}", inputs, make, resumable=True)
         self._note(f"quantize {version.name}", "kept", stage.found["summary"], stage)
         return [
             Candidate(f"{name}{suffix}", stage.path / file, version.work, "int8", version.onnx, version.name)
@@ -229,7 +247,7 @@ class _Pipeline:
         def make(folder: Path) -> dict[str, Any]:
             return version.work.fp16(version.onnx, folder / "fp16.onnx").model_dump(mode="json")
 
-        stage = self.run.stage("fp16", {"onnx": sha256_file(version.onnx), **self._common}, make)
+        stage = self.run.stage("fp16", {"onnx": sha256_file(version.onnx), **self.common}, make)
         record = Fp16Record.model_validate(stage.found)
         self._note("fp16", "kept", f"{len(record.kept)} of {record.nodes} nodes stay in float32.", stage)
         return stage.path / "fp16.onnx"
@@ -243,7 +261,7 @@ class _Pipeline:
             "runtime": self.runner.runtime,
             "missing": self.runner.missing,
             "machine": {key: environment()[key] for key in ("cpu_model", "os", "versions")},
-            **self._common,
+            **self.common,
         }
 
         def make(_folder: Path) -> dict[str, Any]:
@@ -260,12 +278,15 @@ class _Pipeline:
         self._measure_stage = self.run.stage("measure", inputs, make)
         return [Measurement.model_validate(row) for row in self._measure_stage.found["rows"]]
 
-    def concluded(self, rows: list[Measurement], candidates: list[Candidate], final: Version, command: str) -> Report:
-        """Choose what ships, publish it, and write the manifest."""
-        chosen, budget_met = choose(rows, self.recipe.max_drop_points)
-        shutil.copyfile(self.run.path / chosen.file, self.run.path / "model.onnx.new")
-        (self.run.path / "model.onnx.new").replace(self.run.path / "model.onnx")
-        next(candidate for candidate in candidates if candidate.name == chosen.name).work.ship(self.run.path)
+    def concluded(
+        self, rows: list[Measurement], finals: Sequence[Version], command: str, search: SearchRecord | None
+    ) -> Report:
+        """Choose what ships, publish it with its network, of `finals` the first if of none, and write the manifest."""
+        budget = self.recipe.budget
+        choice = choose(rows, budget)
+        ship(self.run.path, choice.chosen)
+        names = (choice.chosen.name, choice.chosen.made_from)
+        final = next((one for one in finals if one.name in names), finals[0])
         self._publish_network(final)
         report = Report(
             tlc_version=version("tlc"),
@@ -286,17 +307,24 @@ class _Pipeline:
             environment=self._measure_stage.found["environment"],
             stages=self.records,
             measurements=rows,
-            chosen=chosen.name,
-            max_drop_points=self.recipe.max_drop_points,
-            budget_met=budget_met,
-            verdict=verdict(rows[0], chosen, rows[-1], self.recipe.max_drop_points, self.work.noun),
-            warnings=self._warnings(rows, chosen),
+            search=search,
+            chosen=choice.chosen.name,
+            selected_by="",
+            budget=budget,
+            budget_met=choice.met,
+            confident=choice.confident,
+            front=choice.front,
+            lost=choice.lost,
+            needed=choice.needed,
+            verdict=verdict(rows, choice, budget, self.work.noun),
+            warnings=self._warnings(rows, choice.chosen),
         )
         self._write_manifest(report, final)
         return report
 
     @property
-    def _common(self) -> dict[str, object]:
+    def common(self) -> dict[str, object]:
+        """What decides every stage, besides what is its own."""
         return {
             "data": self.plan.splits.digest,
             "preprocess": self.work.fed.model_dump(mode="json"),
@@ -304,11 +332,23 @@ class _Pipeline:
             "tlc": version("tlc"),
         }
 
+    @property
+    def _recovery(self) -> dict[str, object]:
+        """What decides a training that has epochs and a learning rate of its own."""
+        training = self.recipe.train.resolved(self.plan.kind)
+        return {
+            "loss": self.recipe.distill.resolved(self.plan.kind).model_dump(mode="json"),
+            "train": training.model_dump(mode="json", exclude={"epochs", "learning_rate"}),
+        }
+
     def _load(self, known: Version) -> Network:
         network: Network = self.work.load(known.stage.path, known.arch)
         return network
 
-    def _exported(self, name: str, stage: StageResult, model: Network, arch: str | None = None) -> Version:
+    def exported(
+        self, name: str, stage: StageResult, model: Network, *, made_from: str | None, arch: str | None = None
+    ) -> Version:
+        """Export a network that `stage` has saved; `arch` is what loading it needs besides."""
         work = self.work.for_network(model)
 
         def make(folder: Path) -> dict[str, Any]:
@@ -323,12 +363,15 @@ class _Pipeline:
         if exported.found["note"]:
             self.notes.append(exported.found["note"])
         plain, deployed = exported.path / f"{name}.onnx", exported.path / exported.found["deployed"]
-        return Version(name, stage, plain, deployed, work, checked, arch or _arch_needed(model))
+        return Version(name, made_from, stage, plain, deployed, work, checked, arch or _arch_needed(model))
 
     def _kept_if_it_pays(
         self, name: str, before: Version, after: Version, stage: StageResult, *, judged: bool
     ) -> Version:
-        """Return `after` where it is measurably faster than `before` and, if `judged`, within the budget on holdout."""
+        """Return `after` where it is measurably faster than `before` and, if `judged`, within the budget on holdout.
+
+        Where the smallest file is wanted, a smaller one need not be faster.
+        """
 
         def make(_folder: Path) -> dict[str, Any]:
             pair = (before, after)
@@ -342,7 +385,7 @@ class _Pipeline:
             "before": sha256_file(before.deployed),
             "after": sha256_file(after.deployed),
             "runtime": self.runner.runtime,
-            **self._common,
+            **self.common,
         }
         gate = self.run.stage(f"judge-{name}", inputs, make)
         gain = Interval.model_validate(gate.found["speedup"])
@@ -352,8 +395,12 @@ class _Pipeline:
             measured += f" in float32 on this machine's CPU, which stands in for {self.target.name}"
         if judged:
             measured += f", {0 - drop:+.2f} points on the held-out {self.work.noun}"
-        kept = gain.low > 1 and not (judged and drop > self.recipe.max_drop_points)
-        reason = measured if kept else f"{measured}: {'not faster' if gain.low <= 1 else 'over the budget'}"
+        budget, pays = self.recipe.budget, gain.low > 1
+        if budget.objective == "smallest" and not pays:
+            ratio = before.deployed.stat().st_size / after.deployed.stat().st_size
+            pays, measured = ratio > 1, f"{measured}, {ratio:.2f}x smaller"
+        kept = pays and not (judged and drop > budget.max_drop_points)
+        reason = measured if kept else f"{measured}: {'over the budget' if pays else 'not faster'}"
         self._note(name, "kept" if kept else "dropped", reason + ".", stage)
         return after if kept else before
 
@@ -393,11 +440,6 @@ class _Pipeline:
 
     def _warnings(self, rows: list[Measurement], chosen: Measurement) -> list[str]:
         warnings = [*self._measure_stage.found["warnings"], *self.notes]
-        if found := check_model(onnx.load(self.run.path / chosen.file), self.target):
-            warnings.append(
-                f"{chosen.file} breaks rules of {self.target.name} in {len(found)} places; "
-                f"tlc check {chosen.file} --target {self.target.name} lists them."
-            )
         if self.plan.splits.skipped:
             count = len(self.plan.splits.skipped)
             warnings.append(f"{count} {self.work.noun} were left out; report.json says which and why.")
@@ -406,11 +448,11 @@ class _Pipeline:
             warnings.append(
                 f"The smallest class has {smallest} evaluation {self.work.noun}: per-class changes say little."
             )
-        return warnings
+        return [*warnings, *rule_warnings(self.run.path, chosen, self.target)]
 
     def _write_manifest(self, report: Report, final: Version) -> None:
         files = {row.file: row.sha256 for row in report.measurements}
-        for name in ("model.onnx", *(f"model/{name}" for name in self.work.network_files)):
+        for name in (f"model/{name}" for name in self.work.network_files):
             files[name] = sha256_file(self.run.path / name)
         manifest = {
             "schema_version": 1,
@@ -419,12 +461,13 @@ class _Pipeline:
             "model": report.model.model_dump(mode="json"),
             "data": report.data.model_dump(mode="json"),
             "recipe": report.recipe,
+            "target": self.target.model_dump(mode="json"),
             "environment": report.environment,
             "lineage": list(self._load(final).history),
             "chosen": report.chosen,
-            "files": dict(sorted(files.items())),
+            "files": files,
         }
-        write_text(self.run.path / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        write_manifest(self.run.path, manifest)
 
 
 def _require_accepted(path: Path, target: Target) -> None:

@@ -23,6 +23,7 @@ from tlc.compress.text_student import check_text_student
 from tlc.compress.text_work import text_work
 from tlc.compress.work import Work
 from tlc.runtime.artifact import sha256_file, sha256_json
+from tlc.runtime.capability import missing
 from tlc.runtime.errors import TlcError, UsageError
 from tlc.runtime.target import Target, load_target
 
@@ -85,10 +86,22 @@ def make_plan(recipe: Recipe) -> Plan:
 
     """
     target = load_target(recipe.target)
+    _refuse_limits_without_runtime(recipe, target)
     model_sha256 = model_digest(recipe.model.path)
     if is_text_model(recipe.model.path, recipe.model.arch):
         return _plan_texts(recipe, target, model_sha256)
     return _plan_images(recipe, target, model_sha256)
+
+
+def _refuse_limits_without_runtime(recipe: Recipe, target: Target) -> None:
+    """Refuse limits on what cannot be measured here."""
+    given = [key for key in ("max_latency_ms", "max_memory_bytes") if getattr(recipe.budget, key) is not None]
+    if given and (reason := missing(target)) is not None:
+        raise TlcError(
+            f"{', '.join(f'budget.{key}' for key in given)}: latency and memory on {target.name} cannot be measured on "
+            f"this machine: {reason}.",
+            hint="Leave these limits out here, and hold them on the device: tlc gate --device.",
+        )
 
 
 def _plan_images(recipe: Recipe, target: Target, model_sha256: str) -> Plan:
@@ -101,7 +114,7 @@ def _plan_images(recipe: Recipe, target: Target, model_sha256: str) -> Plan:
         input_shape=observed_shape(splits, recipe.model.preprocess),
         preprocess=recipe.model.preprocess,
     )
-    _check_sizes(recipe, model, splits)
+    check_sizes(recipe.model.preprocess, model, splits)
     splits = splits.for_model(model.num_classes, model.classes)
     check_calibration(len(splits.fit), recipe.quantize)
     if "int8" in target.precisions:
@@ -183,7 +196,6 @@ def _refuse_text_settings(recipe: Recipe) -> None:
         for section, keys in (
             ("model", ("tokenizer", "max_length")),
             ("data", ("text_column", "pair_column", "label_column", "unlabeled")),
-            ("quantize", ("qat_epochs",)),
         )
         for key in keys
         if getattr(getattr(recipe, section), key) is not None
@@ -195,10 +207,10 @@ def _refuse_text_settings(recipe: Recipe) -> None:
         )
 
 
-def _check_sizes(recipe: Recipe, model: Model, splits: Splits) -> None:
+def check_sizes(options: PreprocessOptions, model: Model, splits: Splits) -> None:
     """Refuse to cut out the centre of images of another size where nobody asked for that."""
     fed = model.preprocess
-    if fed.resize is None and recipe.model.preprocess.resize is None and splits.image_size != fed.size:
+    if fed.resize is None and options.resize is None and splits.image_size != fed.size:
         wanted = f"{fed.size[0]}x{fed.size[1]}"
         found = f"{splits.image_size[0]}x{splits.image_size[1]}" if splits.image_size else "of several sizes"
         raise TlcError(
@@ -212,7 +224,7 @@ def _decide_student(recipe: Recipe, model: Model, splits: Splits) -> Decision:
     if spec == "none":
         return Decision(None, "Switched off by student = none.")
     if spec != "auto":
-        check_student(model, spec)
+        check_student(model, spec, round_to=load_target(recipe.target).channel_multiple)
         return Decision(spec, "Asked for.")
     count = len(splits.fit)
     if count < ENOUGH_TO_RETRAIN:

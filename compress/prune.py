@@ -135,8 +135,8 @@ def prune_step(
     goal = next((g for g in (settings.macs_ratio, settings.params_ratio, settings.ratio, ratio) if g is not None), None)
     if goal is None or not 0 <= goal < 1:
         raise TlcError(f"A ratio of {goal} cannot be pruned (limits: 0 to below 1).", hint="Set prune.ratio = 0.3.")
-    module = _without_auxiliary(model.module)
-    reference = module if original is None else _without_auxiliary(original.module)
+    module = without_auxiliary(model.module)
+    reference = module if original is None else without_auxiliary(original.module)
     example = torch.zeros(2, *model.preprocess.input_shape)
     sources: list[Coupling | Attention] = [*prunable.couplings, *prunable.attention]
     work = _Work(
@@ -301,7 +301,7 @@ def _size(module: nn.Module, source: Coupling | Attention) -> int:
     return int(part.out_features if isinstance(part, nn.Linear) else part.out_channels)  # type: ignore[arg-type]
 
 
-def _without_auxiliary(module: nn.Module) -> nn.Module:
+def without_auxiliary(module: nn.Module) -> nn.Module:
     """Return a copy without the classifiers that torchvision's Inception networks have for training from scratch.
 
     They take no part in the logits, so nobody would see that pruning broke them until training calls them.

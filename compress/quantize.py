@@ -15,7 +15,7 @@ from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
 from pydantic import BaseModel, ConfigDict, Field
 
 from tlc.compress.bias import correct_biases, correct_biases_in_order
-from tlc.compress.sensitivity import LayerNoise, layer_noise, tensor_ranges
+from tlc.compress.layer_noise import LayerNoise, layer_noise, tensor_ranges
 from tlc.compress.smooth import smooth
 from tlc.export.fp16 import RANGE_SAMPLES, float32_on_data, name_nodes
 from tlc.export.half import constants_as_initializers
@@ -69,8 +69,8 @@ class QuantizeSettings(BaseModel):
     ignored: tuple[str, ...] = ()
     """Layers that stay in float: patterns (`*`, `?`) for names of nodes, or of modules as far as weights keep them."""
     qat_epochs: int | None = Field(default=None, ge=0)
-    """Texts: epochs of training with INT8's rounding in the network; absent, 3 where no other INT8 file is within the
-    budget."""
+    """Epochs of training with INT8's rounding in the network; absent, 3 where the files made without training miss the
+    budget: for images the one with everything in INT8, if there are 500 training images or more, for texts all."""
     max_exclusions: int = Field(default=8, ge=0)
     """Images: layers that may be left in float, beyond `ignored`, to meet the accuracy budget."""
 
@@ -110,6 +110,11 @@ def check_calibration(available: int, settings: QuantizeSettings) -> int:
             hint="Add training samples, or leave quantisation out.",
         )
     return min(available, settings.samples)
+
+
+def for_timing(settings: QuantizeSettings) -> QuantizeSettings:
+    """Return the settings that give a file of the same operators soonest: biases are corrected fast or not at all."""
+    return settings.model_copy(update={"bias_correction": "off" if settings.bias_correction == "off" else "fast"})
 
 
 def quantize_onnx(
@@ -175,9 +180,31 @@ def quantize_onnx(
     quantized.ClearField("metadata_props")
     if around is not None:
         write_bytes(around, quantized.SerializeToString(deterministic=True))
-    quantized = _stored(quantized, model, stream, target)
-    onnx.checker.check_model(quantized, full_check=True)
-    write_bytes(out, quantized.SerializeToString(deterministic=True))
+    _write(_stored(quantized, model, stream, target), out)
+
+
+def _write(model: onnx.ModelProto, out: Path) -> None:
+    onnx.checker.check_model(model, full_check=True)
+    write_bytes(out, model.SerializeToString(deterministic=True))
+
+
+def write_trained(
+    trained: onnx.ModelProto, float_onnx: Path, out: Path, samples: Samples, *, count: int, target: Target
+) -> None:
+    """Write the INT8 file of the `around` of `quantize_onnx`, the graph with float32 around its INT8 layers, trained.
+
+    Args:
+        trained: that graph with other weights and scales.
+        float_onnx: what it was made of: what leaves float16's range there stays in float32 here.
+        out: file to write.
+        samples: of the calibration.
+        count: how many of them to use.
+        target: as for `quantize_onnx`.
+
+    """
+    model = onnx.load(float_onnx)
+    name_nodes(model)
+    _write(_stored(trained, model, _Stream(samples, count, None), target), out)
 
 
 def worth_quantizing(float_onnx: Path, target: Target) -> bool:
@@ -243,11 +270,12 @@ def quantize_within_budget(
     drop_points: Callable[[Path], float],
     budget_points: float,
     full: Path | None = None,
+    around: Path | None = None,
     on_progress: Progress | None = None,
 ) -> QuantizeRecord:
     """Quantise everything; while that costs more than the budget, leave more of the worst layers in float.
 
-    Layers are ranked once by what each alone does to the probabilities (`tlc.compress.sensitivity`). Then the worst
+    Layers are ranked once by what each alone does to the probabilities (`tlc.compress.layer_noise`). Then the worst
     1, 2, 4, ... up to `settings.max_exclusions` stay in float, each a new quantisation and one call of `drop_points`.
     At most 2 + log2(max_exclusions) quantisations. `out` gets the first candidate that meets the budget, else the one
     that lost least.
@@ -263,6 +291,7 @@ def quantize_within_budget(
         budget_points: the largest drop accepted.
         full: also keep the file with everything in INT8 here. It is the fastest, and few samples cannot tell its drop
             from one within the budget.
+        around: also keep that with float32 around the INT8 layers here.
         on_progress: as for `quantize_onnx`.
 
     """
@@ -271,10 +300,10 @@ def quantize_within_budget(
     best = 0
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         files: list[Path] = []
-        around = Path(scratch) / "around.onnx"
+        around_full = Path(scratch) / "around.onnx"
         for exclusions in _steps(settings.max_exclusions):
             if exclusions and not ranking:
-                ranking = layer_noise(float_onnx, around, islice(samples, min(count, _RANKING_SAMPLES)))
+                ranking = layer_noise(float_onnx, around_full, islice(samples, min(count, _RANKING_SAMPLES)))
             worst = tuple(layer.name for layer in ranking[:exclusions])
             if exclusions and (len(worst) == len(ranking) or len(worst) == len(attempts[-1].excluded)):
                 break  # with every layer in float it is the float file
@@ -287,7 +316,7 @@ def quantize_within_budget(
                 target=target,
                 settings=settings,
                 ignored=worst,
-                around=None if exclusions else around,
+                around=None if exclusions else around_full,
                 on_progress=on_progress,
             )
             files.append(candidate)
@@ -298,6 +327,8 @@ def quantize_within_budget(
                 break
         if full is not None:
             shutil.copyfile(files[0], full)
+        if around is not None:
+            around_full.replace(around)
         files[best].replace(out)
     return QuantizeRecord(
         attempts=tuple(attempts),

@@ -4,7 +4,7 @@ import difflib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -16,12 +16,16 @@ from tlc.compress.inputs import PreprocessOptions
 from tlc.compress.prune import PruneSettings
 from tlc.compress.quantize import QuantizeSettings
 from tlc.compress.train import TrainSettings
+from tlc.runtime.budget import Budget
 from tlc.runtime.errors import UsageError
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+Sampler = Literal["tpe", "random", "grid", "nsga2"]
 
 
 class _Section(BaseModel):
@@ -73,8 +77,9 @@ class DistillSection(LossSettings):
 
     student: str = "auto"
     """auto, none, depth:0.5 (blocks or layers kept), width:0.75 (channels kept), both joined by "+". Images also:
-    depth:4,4,4 (kept per stage), or an architecture as for the model. Texts also: depth:3 (layers), heads:0.5,
-    intermediate:0.5, embedding:128 (factorised), vocabulary:data (tokens that the data uses)."""
+    depth:4,4,4 (kept per stage), width:2 (wider, the same answers), or an architecture as for the model. Texts also:
+    depth:3 (layers), heads:0.5, intermediate:0.5, embedding:128 (factorised), vocabulary:data (tokens that the data
+    uses)."""
 
 
 class PruneSection(PruneSettings):
@@ -95,22 +100,35 @@ class MeasureSection(_Section):
     """How often the processes are started anew for the final table: the rounds are shared among them."""
 
 
+class SearchSection(_Section):
+    """How a network is searched for, where there is a time limit."""
+
+    sampler: Sampler = "tpe"
+    """What proposes shapes after the first few: tpe (Watanabe 2023, arXiv 2304.11127), random, grid or nsga2."""
+    portions: int = Field(3, ge=1, le=6)
+    """In how many portions a shape is trained; between two of them it may be given up."""
+    factor: int = Field(3, ge=2)
+    """One shape in so many is trained on after each portion, for so many times as many epochs in all."""
+    finalists: int = Field(3, ge=1, le=10)
+    """How many of the best students are measured on the evaluation part."""
+
+
 class Recipe(_Section):
     """Every setting of `tlc compress`."""
 
     target: str = "cpu-x86"
     """Device to compress for: a name that `tlc targets` lists, or a TOML file."""
-    max_drop_points: float = Field(1.0, ge=0, le=100)
-    """Largest loss of top-1 accuracy against the original, in percentage points."""
     seed: int = Field(0, ge=0)
     """Seed of every random choice."""
     model: ModelSection
     data: DataSection
+    budget: Budget = Budget()
     train: TrainSettings = TrainSettings()
     distill: DistillSection = DistillSection()
     prune: PruneSection = PruneSection()
     quantize: QuantizeSettings = QuantizeSettings()
     measure: MeasureSection = MeasureSection()
+    search: SearchSection = SearchSection()
 
 
 def read_recipe(path: Path | None, overrides: Mapping[str, object]) -> Recipe:
@@ -197,7 +215,12 @@ def _sentence(detail: ErrorDetails) -> str:
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         allowed = list(_section(detail["loc"][:-1]).model_fields)
-        close = difflib.get_close_matches(str(detail["loc"][-1]), allowed, n=1)
+        key = str(detail["loc"][-1])
+        close = difflib.get_close_matches(key, allowed, n=1) or [
+            f"{section}.{key}"
+            for section, info in Recipe.model_fields.items()
+            if (inner := _inner_section(info.annotation)) is not None and key in inner.model_fields
+        ]
         return f"unknown setting {name} ({f'did you mean {close[0]}?' if close else 'allowed: ' + ', '.join(allowed)})"
     if detail["type"] == "missing":
         return f"{name} is missing"

@@ -40,11 +40,8 @@ class RunFolder:
 
     path: Path
     emit: Emit
-
-    @property
-    def cache(self) -> Path:
-        """Folder for what is worth keeping between stages, such as decoded images and teacher logits."""
-        return self.path / "cache"
+    cache: Path
+    """Folder for what is worth keeping between stages, such as decoded images and teacher logits."""
 
     def stage(
         self,
@@ -130,8 +127,12 @@ def _read_stage(folder: Path, key: str) -> dict[str, Any] | None:
 
 
 @contextmanager
-def open_run(path: Path, identity: Mapping[str, str], *, resume: bool, emit: Emit) -> Iterator[RunFolder]:
+def open_run(
+    path: Path, identity: Mapping[str, str], *, resume: bool, emit: Emit, cache: Path | None = None
+) -> Iterator[RunFolder]:
     """Open `path` for a run of the model and data that `identity` names, and hold it until the block ends.
+
+    Runs may share a `cache`; otherwise it is in the run's folder.
 
     Raises:
         TlcError: the folder holds something else, holds a run and `resume` is False, holds a run of another model or
@@ -140,7 +141,7 @@ def open_run(path: Path, identity: Mapping[str, str], *, resume: bool, emit: Emi
     """
     if not leads():
         wait_for_all()
-        yield RunFolder(path, emit)
+        yield RunFolder(path, emit, cache or path / "cache")
         return
     marker = path / MARKER
     if path.is_file():
@@ -163,7 +164,19 @@ def open_run(path: Path, identity: Mapping[str, str], *, resume: bool, emit: Emi
         else:
             write_text(marker, json.dumps({"format": _FORMAT, **identity}, indent=1, sort_keys=True) + "\n")
         wait_for_all()
-        yield RunFolder(path, emit)
+        yield RunFolder(path, emit, cache or path / "cache")
+
+
+@contextmanager
+def hold_run(path: Path) -> Iterator[None]:
+    """Hold the run in folder `path`, so that no other process changes it until the block ends.
+
+    Raises TlcError where there is none, or another process is running in it.
+    """
+    if not (path / MARKER).is_file():
+        raise TlcError(f"{path} is not the folder of a run.", hint="Give the --out of tlc compress.")
+    with _locked(path / ".lock", path):
+        yield
 
 
 def _check_marker(marker: Path, identity: Mapping[str, str], *, resume: bool) -> None:

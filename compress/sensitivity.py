@@ -1,198 +1,178 @@
-"""Which layer suffers most from INT8: each quantised alone, judged by what it does to the predicted probabilities."""
+"""What each layer and block is worth: one thing at a time done to the network, its answers judged, its time measured.
 
-from collections.abc import Sequence
+Nothing is trained. Channels and blocks go from the network in torch, whose batch norms are re-estimated then; INT8 of
+single layers is written as ONNX. Every version of the network answers the same samples, which no training has seen as
+far as there are enough of those. Time depends on shapes alone, so versions of the same shapes share a file to time.
+"""
+
+import tempfile
+import time
+from collections.abc import Collection, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
-import onnx
-import onnxruntime as ort
-from numpy.typing import NDArray
-from onnx import helper, numpy_helper
-from pydantic import BaseModel, ConfigDict
+from tlc.compress.events import Emit, silent
+from tlc.compress.measure import Timing
+from tlc.compress.model import Model
+from tlc.compress.opening import is_network, without
+from tlc.compress.plan import make_plan
+from tlc.compress.recipe import Recipe
+from tlc.compress.runner import Runner
+from tlc.compress.sensitivity_report import SHARES, TREATMENTS, Effect, Row, Sensitivity, Treatment
+from tlc.compress.sensitivity_trials import Study, Trial, Tried
+from tlc.compress.surgery import Part, Surgery
+from tlc.compress.text_model import TextModel
+from tlc.compress.work import AnyWork
+from tlc.runtime.errors import TlcError
+from tlc.runtime.report import Interval
 
-from tlc.runtime.tensor import Feeds, Samples
-
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
-
-class LayerNoise(BaseModel):
-    """What one layer's quantisation alone does to the logits."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    """Of the ONNX node."""
-    module: str
-    """Of the PyTorch module, as far as the weight kept its name; else the name of the tensor."""
-    divergence: float
-    """Kullback-Leibler divergence of the softmax from that of the float network, nats, mean over the samples, or over
-    their tokens where each is answered. Large logits that a range cuts off do not count, as they decide nothing."""
+SAMPLES = 500
 
 
-def layer_noise(float_onnx: Path, quantized_onnx: Path, samples: Samples) -> tuple[LayerNoise, ...]:
-    """Rank the quantised layers, noisiest first.
-
-    Each layer in turn gets its INT8 weights, corrected bias and quantised input inside the float network. Cost: as many
-    sessions as layers, each run once per sample; samples are held in memory.
+def sensitivity(
+    work: AnyWork,
+    network: Model | TextModel,
+    runner: Runner,
+    folder: Path,
+    *,
+    samples: int = SAMPLES,
+    treatments: Collection[Treatment] = TREATMENTS,
+    timing: Timing | None = None,
+    emit: Emit = silent,
+    command: str = "tlc.compress.sensitivity.sensitivity",
+) -> Sensitivity:
+    """Return what each treatment of each layer and block does to the answers and to p50.
 
     Args:
-        float_onnx: the float network.
-        quantized_onnx: the same network quantised, with the nodes' names kept.
-        samples: few.
+        work: the stages, with the data that feeds `network`.
+        network: stays as it is.
+        runner: opens and times files; where the target's runtime is not here, there are no latencies.
+        folder: for files that are judged and timed, some copies of the network large.
+        samples: how many answers to judge by, of the part that choices are made on; all there are if fewer.
+        treatments: which columns to fill.
+        timing: how long to measure; None leaves time out.
+        emit: gets `Progress`.
+        command: for the record.
+
+    Raises TlcError for a network that cannot be exported, and for a file that does not run.
 
     """
-    model = onnx.load(float_onnx)
-    quantized = _QuantizedLayers(onnx.load(quantized_onnx))
-    batch = list(samples)
-    truth = _log_softmax(_logits(model, batch))
-    found = []
-    for index, node in enumerate(model.graph.node):
-        if node.op_type in _LAYERS and quantized.holds(node.name):
-            rounded = _log_softmax(_logits(quantized.alone(model, index), batch))
-            divergence = float((np.exp(truth) * (truth - rounded)).sum(1).mean())
-            found.append(
-                LayerNoise(name=node.name, module=node.input[1].removesuffix(".weight"), divergence=divergence)
+    started = time.monotonic()
+    timing = None if runner.missing else timing
+    study = Study(work, network, runner, folder, samples, timing, emit)
+    found = study.try_all(_trials(study, treatments))
+    ratios, p50 = study.timed()
+    return Sensitivity(
+        tlc_version=version("tlc"),
+        command=command,
+        model=str(work.recipe.model.path),
+        arch=network.arch.text,
+        target=work.target.name,
+        runtime=runner.runtime,
+        not_measured=runner.missing or ("Time was left out." if timing is None else ""),
+        noun=work.noun,
+        samples=len(study.judged),
+        held_out=study.held_out,
+        top1_ratio=work.accuracy(study.before, study.judged),
+        temperature=study.temperature,
+        cuts_top1_ratio=work.accuracy(study.before_cuts, study.judged),
+        p50_ms=p50,
+        threads=work.target.threads,
+        notes=tuple(study.notes),
+        seconds=time.monotonic() - started,
+        rows=_rows(study, found, ratios),
+    )
+
+
+def _trials(study: Study, treatments: Collection[Treatment]) -> list[Trial]:
+    """Return the versions to make, each once, in the order of the network."""
+    surgery = study.surgery
+    trials: dict[tuple[Treatment, tuple[str, ...]], Trial] = {}
+    if "int8" in treatments:
+        study.open_int8()
+
+    def add(treatment: Treatment, subject: tuple[str, ...], part: Part) -> None:
+        if treatment in treatments and subject:
+            trials.setdefault((treatment, subject), Trial(treatment, subject)).rows.append(part)
+
+    for part in surgery.parts:
+        if study.int8 is not None:
+            add("int8", study.int8.together(part.layers), part)
+        groups = surgery.coupled(part)
+        for treatment in SHARES:
+            add(treatment, groups, part)
+        if part.kind == "block" and surgery.removable(part):
+            add("removed", (part.name,), part)
+    return list(trials.values())
+
+
+def _rows(study: Study, found: Sequence[tuple[Trial, Tried]], ratios: dict[object, Interval]) -> tuple[Row, ...]:
+    surgery = study.surgery
+    effects: dict[str, dict[Treatment, Effect]] = {part.name: {} for part in surgery.parts}
+    for trial, tried in found:
+        for part in trial.rows:
+            effects[part.name][trial.treatment] = Effect(
+                changed=_changed(surgery, trial, part),
+                share_ratio=tried.share,
+                change_points=tried.change_points,
+                lost=tried.lost,
+                won=tried.won,
+                divergence=tried.divergence,
+                latency_ratio=ratios.get(tried.cost),
+                timed_as=study.files[tried.cost][1] if tried.cost in ratios else None,
             )
-    return tuple(sorted(found, key=lambda layer: (-layer.divergence, layer.name)))
-
-
-def tensor_ranges(
-    model: onnx.ModelProto,
-    names: Sequence[str],
-    samples: Samples,
-    *,
-    over_samples: Literal["mean", "extreme"],
-) -> dict[str, tuple[float, float]]:
-    """Return (lowest, highest) value of each inner tensor: the mean over the samples, as in NNCF's default, or of all.
-
-    One pass; memory does not grow with the number of samples.
-    """
-    if not names:
-        return {}
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    del probe.graph.output[:]
-    probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
-    session = _session(probe)
-    sums = np.zeros((len(names), 2))
-    extremes = np.full((len(names), 2), (np.inf, -np.inf))
-    count = 0
-    for sample in samples:
-        values = session.run(list(names), dict(sample))
-        found = np.array([(value.min(), value.max()) for value in values], np.float64)
-        sums += found
-        extremes = np.column_stack((np.minimum(extremes[:, 0], found[:, 0]), np.maximum(extremes[:, 1], found[:, 1])))
-        count += 1
-    ranges = sums / count if over_samples == "mean" else extremes
-    return {name: (float(low), float(high)) for name, (low, high) in zip(names, ranges, strict=True)}
-
-
-class _QuantizedLayers:
-    """Access to the weighted nodes of a Q/DQ graph."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-        self._dequantizers = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
-        self._writers = {name: node for node in model.graph.node for name in node.output}
-        self._nodes = {node.name: node for node in model.graph.node if node.op_type in _LAYERS}
-        for node in model.graph.node:
-            if node.op_type == "QuantizeLinear" and node.input[0] in self._constants:
-                self._constants[node.output[0]] = self._quantized(node)
-
-    def holds(self, name: str) -> bool:
-        node = self._nodes.get(name)
-        return node is not None and node.input[1] in self._dequantizers and node.input[0] in self._dequantizers
-
-    def alone(self, model: onnx.ModelProto, index: int) -> onnx.ModelProto:
-        """Return the float model with only node `index` quantised."""
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        node = copy.graph.node[index]
-        layer = self._nodes[node.name]
-        activation = self._dequantizers[layer.input[0]]
-        source, smoothing = self._smoothed(copy, node.input[0], activation)
-        parameters = [self._add(copy, name) for name in activation.input[1:3]]
-        node.input[0] = self._named(f"{source}_rounded")
-        weight = self._dequantizers[layer.input[1]]
-        node.input[1] = self._add(copy, weight.input[0], self._dequantized(weight))
-        if len(layer.input) > 2 and layer.input[2] in self._constants:
-            name = self._add(copy, layer.input[2])
-            if len(node.input) > 2:
-                node.input[2] = name
-            else:
-                node.input.append(name)
-        inserted = (
-            *smoothing,
-            helper.make_node("QuantizeLinear", [source, *parameters], [self._named(f"{source}_integer")]),
-            helper.make_node(
-                "DequantizeLinear", [self._named(f"{source}_integer"), *parameters], [self._named(f"{source}_rounded")]
-            ),
+    return tuple(
+        Row(
+            name=part.name,
+            kind=part.kind,
+            type=part.type,
+            block=part.block,
+            parameters=part.parameters,
+            macs=part.macs,
+            effects=effects[part.name],
         )
-        for offset, extra in enumerate(inserted):
-            copy.graph.node.insert(index + offset, extra)
-        return copy
-
-    def _smoothed(
-        self, model: onnx.ModelProto, source: str, activation: onnx.NodeProto
-    ) -> tuple[str, list[onnx.NodeProto]]:
-        """Return what the quantiser of `source` reads, and the Mul that SmoothQuant put between, if it did."""
-        quantizer = self._writers[activation.input[0]]
-        multiplier = self._writers.get(quantizer.input[0])
-        if multiplier is None or multiplier.op_type != "Mul" or list(multiplier.input)[:1] != [source]:
-            return source, []
-        factor = multiplier.input[1]
-        if factor not in self._constants:
-            return source, []
-        smoothed = self._named(f"{source}_smoothed")
-        return smoothed, [helper.make_node("Mul", [source, self._add(model, factor)], [smoothed])]
-
-    @staticmethod
-    def _named(name: str) -> str:
-        return f"alone/{name}"
-
-    def _add(self, model: onnx.ModelProto, name: str, value: NDArray[np.generic] | None = None) -> str:
-        """Add the quantised graph's constant `name`, or `value` instead of it, under a name of its own."""
-        tensor = self._constants[name] if value is None else value
-        model.graph.initializer.append(numpy_helper.from_array(tensor, self._named(name)))
-        return self._named(name)
-
-    def _quantized(self, node: onnx.NodeProto) -> NDArray[np.int8]:
-        weight, scale, zero_point = self._along_axis(node)
-        integers: NDArray[np.int8] = np.clip(np.rint(weight / scale) + zero_point, -128, 127).astype(np.int8)
-        return integers
-
-    def _dequantized(self, node: onnx.NodeProto) -> NDArray[np.float32]:
-        values, scale, zero_point = self._along_axis(node)
-        weight: NDArray[np.float32] = (values - zero_point) * scale
-        return weight
-
-    def _along_axis(self, node: onnx.NodeProto) -> list[NDArray[np.float32]]:
-        """Return a quantiser's values, scale and zero point, the latter two shaped to broadcast along its axis."""
-        values, *grid = (self._constants[name].astype(np.float32) for name in node.input[:3])
-        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-        if grid[0].ndim:
-            shape = [1] * values.ndim
-            shape[axis] = -1
-            grid = [entry.reshape(shape) for entry in grid]
-        return [values, *grid]
+        for part in surgery.parts
+    )
 
 
-def _logits(model: onnx.ModelProto, batch: list[Feeds]) -> NDArray[np.float64]:
-    """Return all logits in rows, (M, K): one per sample, or one per token where every token is answered."""
-    session = _session(model)
-    found = [session.run(None, dict(sample))[0] for sample in batch]
-    return np.concatenate([logits.reshape(-1, logits.shape[-1]) for logits in found]).astype(np.float64)
+def _changed(surgery: Surgery, trial: Trial, part: Part) -> tuple[str, ...]:
+    """Return the layers that the treatment touched."""
+    if trial.treatment == "removed":
+        return part.layers
+    return trial.subject if trial.treatment == "int8" else surgery.producers(trial.subject)
 
 
-def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = logits - logits.max(1, keepdims=True)
-    logs: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    return logs
+def study_model(
+    recipe: Recipe,
+    *,
+    samples: int = SAMPLES,
+    treatments: Collection[Treatment] = TREATMENTS,
+    timed: bool = True,
+    emit: Emit = silent,
+    command: str = "tlc.compress.sensitivity.study_model",
+) -> Sensitivity:
+    """Return the `sensitivity` of the recipe's model, timed in as many rounds as the recipe says.
 
-
-def _session(model: onnx.ModelProto) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1  # sums in one order: the same result everywhere
-    options.log_severity_level = 3
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    Raises TlcError as that does, for a file that is no PyTorch model, and for data that is not the model's.
+    """
+    if not is_network(recipe.model.path):
+        raise TlcError(
+            f"{recipe.model.path} is a finished file; blocks and channels are those of a PyTorch model",
+            hint="Give the model that it was exported from.",
+        )
+    plan = make_plan(without(recipe, student=True, prune=True))
+    with tempfile.TemporaryDirectory(prefix="tlc-") as name:
+        folder = Path(name)
+        runner = Runner.here(plan.target, folder / "engines")
+        timing = Timing(rounds=recipe.measure.rounds, launches=1, seed=recipe.seed) if timed else None
+        return sensitivity(
+            plan.start(folder),
+            plan.model,
+            runner,
+            folder,
+            samples=samples,
+            treatments=treatments,
+            timing=timing,
+            emit=emit,
+            command=command,
+        )

@@ -80,7 +80,7 @@ def _export_text(source: ModelSection, output: Path, device: Target) -> float:
 
 
 def quantize_to(recipe: Recipe, output: Path, emit: Emit = silent) -> Outcome:
-    """Write the model, or float ONNX file, as INT8 ONNX within `recipe.max_drop_points`."""
+    """Write the model, or float ONNX file, as INT8 ONNX within `recipe.budget.max_drop_points`."""
     target = load_target(recipe.target)
     check_target(target, recipe.quantize)
     with tempfile.TemporaryDirectory(prefix="tlc-") as folder:

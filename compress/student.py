@@ -1,4 +1,4 @@
-"""A smaller network made of the teacher: whole blocks left out, channels narrowed, weights kept.
+"""Another network made of the teacher: whole blocks left out, channels fewer or more, weights kept.
 
 A block may go if the network still runs and if its input reaches its output on a path without weights, as in
 x + f(x): then the layers behind it get what they nearly got before (Veit et al. 2016, https://arxiv.org/abs/1605.06431).
@@ -13,17 +13,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from tlc.compress.arch import parse_arch
 from tlc.compress.cost import macs, parameters
 from tlc.compress.model import Model
-from tlc.compress.prune import PruneSettings, check_prunable, prune_step
+from tlc.compress.prune import check_prunable
+from tlc.compress.width import with_width
 from tlc.runtime.errors import TlcError, UsageError
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
-_FORMS = "depth:0.5 (share of blocks kept), depth:4,4,4 (blocks kept per group), width:0.75 (channels kept), or A+B"
+_WIDEST = 4
+_FORMS = (
+    "depth:0.5 (share of blocks kept), depth:4,4,4 (blocks kept per group), width:0.75 or width:2 (channels over the "
+    "original's), width:2,1.5,1 (the same per group), or A+B"
+)
 
 Score = Callable[[nn.Module], float]
 
@@ -57,8 +62,8 @@ class StudentSpec:
 
     depth: float | tuple[int, ...] | None = None
     """Share of removable blocks to keep, or how many blocks to keep of each group."""
-    width: float | None = None
-    """Share of channels to keep."""
+    width: float | tuple[float, ...] | None = None
+    """Channels over the original's, of all layers or of each group of blocks: below 1 narrower, above 1 wider."""
 
 
 class RemovedBlock(BaseModel):
@@ -81,6 +86,8 @@ class StudentRecord(BaseModel):
     """What the score says of the unchanged teacher; None if nothing had to be chosen."""
     removed: tuple[RemovedBlock, ...]
     kept_per_group: dict[str, int]
+    widened: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    """Layer -> its channels and those of the student, of layers that are wider and name what was coupled to them."""
     evaluations: int
     parameters: tuple[int, int]
     """Of the teacher and of the student."""
@@ -111,7 +118,9 @@ def parse_student(spec: str) -> StudentSpec:
             raise UsageError(f"{spec!r} is no student: {part!r} is not understood here.", hint=f"Use {_FORMS}.")
         found[key] = _counts(spec, value) if key == "depth" and re.fullmatch(r"\d+(,\d+)*", value) else None
         if found[key] is None:
-            found[key] = _ratio(spec, key, value)
+            parts = value.split(",") if key == "width" else [value]
+            ratios = tuple(_ratio(spec, key, part) for part in parts)
+            found[key] = ratios if len(ratios) > 1 else ratios[0]
     return StudentSpec(**found)
 
 
@@ -130,15 +139,16 @@ def _ratio(spec: str, key: str, value: str) -> float:
         ratio = float(value)
     except ValueError:
         ratio = math.nan
-    if not 0 < ratio <= 1:
+    limit = 1 if key == "depth" else _WIDEST
+    if not 0 < ratio <= limit:
         raise UsageError(
-            f"{key}:{value} in {spec!r} is out of range: the share to keep is above 0 and at most 1.",
+            f"{key}:{value} in {spec!r} is out of range: the share to keep is above 0 and at most {limit}.",
             hint=f"Use {_FORMS}.",
         )
     return ratio
 
 
-def check_student(model: Model, spec: str) -> None:
+def check_student(model: Model, spec: str, *, round_to: int = 8) -> None:
     """Refuse before any work what `student_from_teacher` or the builder of another architecture could not do.
 
     Raises UsageError for a wrong spec, TlcError for a network that has no such blocks or channels.
@@ -147,10 +157,13 @@ def check_student(model: Model, spec: str) -> None:
         parse_arch(spec)
         return
     wanted = parse_student(spec)
+    groups = block_groups(model) if wanted.depth is not None or isinstance(wanted.width, tuple) else ()
     if wanted.depth is not None:
-        _removals(model, wanted.depth, block_groups(model))
-    if wanted.width is not None:
+        _removals(model, wanted.depth, groups)
+    if isinstance(wanted.width, float) and wanted.width <= 1:
         check_prunable(model)
+    elif wanted.width is not None:
+        with_width(model, wanted.width, [group.name for group in groups], round_to=round_to)
 
 
 def removable_blocks(model: Model) -> tuple[Block, ...]:
@@ -199,24 +212,33 @@ def remove_blocks(model: Model, names: Sequence[str]) -> Model:
 
 
 def choose_blocks(
-    model: Model, depth: float | tuple[int, ...], score: Score, *, max_evaluations: int = 120
+    model: Model,
+    depth: float | tuple[int, ...],
+    score: Score,
+    *,
+    max_evaluations: int = 120,
+    known: dict[frozenset[str], float] | None = None,
 ) -> tuple[tuple[RemovedBlock, ...], float, int]:
     """Return the blocks to leave out in the order of choice, the teacher's score, and how often `score` was asked.
 
     Backward elimination: after each removal the next one is the block whose absence leaves the highest `score` (higher
     is better). `max_evaluations` bounds the work: all blocks are scored once; from then on only as many of the most
-    promising ones are scored again per removal as the bound allows, at worst none (one ranking for all).
+    promising ones are scored again per removal as the bound allows, at worst none (one ranking for all). What is
+    `known`, by the blocks that are gone, is not asked for again, and what is found is put there.
     """
     groups = block_groups(model)
     allowed, total = _removals(model, depth, groups)
+    known = {} if known is None else known
     work = copy.deepcopy(model.module).eval()
     group_of = {name: group.name for group in groups for name in group.removable}
-    teacher_score = score(work)
 
     def score_without(names: Sequence[str]) -> float:
-        with without_blocks(work, names):
-            return score(work)
+        if (gone := frozenset(names)) not in known:
+            with without_blocks(work, names):
+                known[gone] = score(work)
+        return known[gone]
 
+    teacher_score = score_without([])
     removed, evaluations = eliminate(group_of, allowed, total, score_without, max_evaluations=max_evaluations)
     return removed, teacher_score, 1 + evaluations
 
@@ -254,29 +276,42 @@ def eliminate(
 
 
 def student_from_teacher(
-    model: Model, spec: str, *, score: Score, example: Tensor, max_evaluations: int = 120, round_to: int = 8
+    model: Model,
+    spec: str,
+    *,
+    score: Score,
+    example: Tensor,
+    max_evaluations: int = 120,
+    known: dict[frozenset[str], float] | None = None,
+    round_to: int = 8,
 ) -> tuple[Model, StudentRecord]:
     """Return the student that `spec` makes of `model`, with the teacher's weights, untrained, and how it was chosen.
 
     `score` rates a network without some blocks, higher is better; `example` is (N, C, H, W) float32, for counting MACs.
-    Raises as `check_student`.
+    Channel counts are multiples of `round_to`. A wider student computes what the narrow one would: blocks are chosen
+    before, and the choice holds. `known` is as in `choose_blocks`. Raises as `check_student`.
     """
     wanted = parse_student(spec)
     student, teacher_score, evaluations = model, None, 0
     removed: tuple[RemovedBlock, ...] = ()
     kept: dict[str, int] = {}
+    widened: dict[str, tuple[int, int]] = {}
+    groups = block_groups(model) if wanted.depth is not None or isinstance(wanted.width, tuple) else ()
     if wanted.depth is not None:
-        removed, teacher_score, evaluations = choose_blocks(model, wanted.depth, score, max_evaluations=max_evaluations)
+        removed, teacher_score, evaluations = choose_blocks(
+            model, wanted.depth, score, max_evaluations=max_evaluations, known=known
+        )
         names = {block.name for block in removed}
-        kept = {group.name: len(set(group.members) - names) for group in block_groups(model)}
+        kept = {group.name: len(set(group.members) - names) for group in groups}
         student = remove_blocks(model, sorted(names, key=[n for n, _ in model.module.named_modules()].index))
-    if wanted.width is not None and wanted.width < 1:
-        student = prune_step(student, PruneSettings(ratio=1 - wanted.width), round_to=round_to)
+    if wanted.width is not None:
+        student, widened = with_width(student, wanted.width, [group.name for group in groups], round_to=round_to)
     record = StudentRecord(
         spec=spec,
         teacher_score=teacher_score,
         removed=removed,
         kept_per_group=kept,
+        widened=widened,
         evaluations=evaluations,
         parameters=(parameters(model.module), parameters(student.module)),
         macs=(macs(model.module, example), macs(student.module, example)),

@@ -25,10 +25,11 @@ from tlc.calibration.text_metrics import (
 )
 from tlc.calibration.texts import TextSet, TextSplits
 from tlc.calibration.tokens import TextInput, Tokens, encode, gather
-from tlc.compress.events import Emit, Progress
+from tlc.compress.budget import fastest
+from tlc.compress.events import Emit, Progress, silent
 from tlc.compress.losses import softened_kl
 from tlc.compress.measure import Timing, latencies, p50_ms
-from tlc.compress.quantize import check_calibration, quantize_onnx
+from tlc.compress.quantize import FEWEST_SAMPLES, check_calibration, for_timing, quantize_onnx
 from tlc.compress.recipe import Recipe
 from tlc.compress.runner import Runner
 from tlc.compress.text_distill import distill_text
@@ -36,9 +37,7 @@ from tlc.compress.text_layers import transformer_layers
 from tlc.compress.text_model import TextModel, load_saved_text, save_text_model
 from tlc.compress.text_qat import qat_text
 from tlc.compress.text_student import TextStudentRecord, kept_layers, text_student_from_teacher
-from tlc.compress.tokenizer_files import TOKENIZER_NAME
 from tlc.compress.train import Fitted, TrainSettings, bf16_is_fast
-from tlc.compress.verdict import fastest
 from tlc.compress.work import ENOUGH_TO_JUDGE, Answers, Data, Feeds, Outcome, Quantized, Work, counted, some
 from tlc.export.dynamic_int8 import dynamic_int8
 from tlc.export.fp16 import RANGE_SAMPLES, Fp16Record, fp16_from_float
@@ -87,7 +86,6 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
 
     noun = "texts"
     network_files = ("model.json", "model.safetensors", "tokenizer.json")
-    trains_to_quantize = True
 
     def __init__(
         self,
@@ -125,19 +123,27 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
         """Read a checkpoint."""
         return load_saved_text(folder)
 
-    def make_student(
-        self, teacher: TextModel, spec: str, *, teacher_key: str, folder: Path, emit: Emit
-    ) -> tuple[TextModel, dict[str, Any]]:
-        """Return the student made of the teacher as `spec` says, trained towards it, and what was found on the way.
+    def start_student(self, teacher: TextModel, spec: str, emit: Emit) -> tuple[TextModel, dict[str, Any]]:
+        """Return the student made of the teacher as `spec` says, not yet trained, and what was found on the way.
 
         Which layers stay is decided by how much the teacher's answers change without them.
         """
         student, record = self._made_smaller(teacher, spec, emit)
-        student, fitted = self._distilled(
-            teacher, student, record.kept_layers, self.recipe.train, teacher_key, folder, emit, "distill"
-        )
-        found = {"built": record.model_dump(mode="json")}
-        return student, {**found, "best_epoch": fitted.best_epoch, "scores": list(fitted.scores)}
+        return student, {"built": record.model_dump(mode="json")}
+
+    def train_student(
+        self,
+        teacher: TextModel,
+        student: TextModel,
+        training: TrainSettings,
+        *,
+        teacher_key: str,
+        folder: Path,
+        emit: Emit,
+    ) -> tuple[TextModel, Fitted]:
+        """Return `student` trained towards the teacher; `folder` keeps the state after each epoch."""
+        layers = kept_layers(teacher, student)
+        return self._distilled(teacher, student, layers, training, teacher_key, folder, emit, "distill")
 
     def make_pruned(
         self, teacher: TextModel, model: TextModel, ratio: float, *, teacher_key: str, folder: Path, emit: Emit
@@ -248,13 +254,31 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
         )
         return files, {"drop_points": drops}, f"{summary} on the texts that choices are made on."
 
+    def int8_for_timing(self, float_onnx: Path, folder: Path) -> list[Quantized]:
+        """Write the static file or, in ONNX Runtime, the dynamic ones: there a static one takes 1.4 times as long."""
+        if self._is_dynamic:
+            return [
+                self._dynamic(float_onnx, folder / "matmul.onnx", "-matmul", silent, mode="matmul"),
+                self._dynamic(float_onnx, folder / "dynamic.onnx", "-dynamic", silent),
+            ]
+        out = folder / "static.onnx"
+        quantize_onnx(
+            float_onnx,
+            out,
+            self._calibration(FEWEST_SAMPLES),
+            count=FEWEST_SAMPLES,
+            target=self.target,
+            settings=for_timing(self.recipe.quantize),
+        )
+        return [Quantized("", out)]
+
     def quantize_within_budget(
         self, network: TextModel | None, float_onnx: Path, out: Path, runner: Runner, emit: Emit
     ) -> Outcome:
         """Write the fastest INT8 form within the budget; where none is, the one that loses least."""
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
             files, drops = self._int8_files(network, float_onnx, Path(folder), runner, emit)
-            within = [file for file in files if drops[file.suffix] <= self.recipe.max_drop_points]
+            within = [file for file in files if drops[file.suffix] <= self.recipe.budget.max_drop_points]
             best = min(files, key=lambda file: drops[file.suffix])
             if within and not runner.missing:
                 best = self._fastest(within, runner, emit)
@@ -273,7 +297,7 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
         self, network: TextModel | None, float_onnx: Path, folder: Path, runner: Runner, emit: Emit
     ) -> tuple[list[Quantized], dict[str, float]]:
         """Return the INT8 files, and what each loses of the accuracy, in points, on the judging part."""
-        judge, budget = self.data.judge, self.recipe.max_drop_points
+        judge, budget = self.data.judge, self.recipe.budget.max_drop_points
         before = self.accuracy(self.judged(float_onnx, runner, judge), judge)
 
         def dropped(file: Quantized) -> float:
@@ -452,10 +476,6 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
         """Write what texts go through and the class names into the file, and the tokenizer beside it."""
         write_metadata(source, path, self.fed, self.classes)
         write_text(path.with_name(tokenizer_name(self.fed)), self.tokenizer)
-
-    def ship(self, folder: Path) -> None:
-        """Write the tokenizer under the name that other tools look for."""
-        write_text(folder / TOKENIZER_NAME, self.tokenizer)
 
 
 def _points(drop: float) -> str:

@@ -19,6 +19,7 @@ from tlc.calibration.metrics import accuracy_change, agreement, score
 from tlc.compress.events import Emit, Progress
 from tlc.compress.recipe import Recipe
 from tlc.compress.runner import Runner
+from tlc.compress.train import Fitted, TrainSettings
 from tlc.export.fp16 import Fp16Record
 from tlc.runtime.report import Accuracy, AccuracyChange, Agreement, TextLengths
 from tlc.runtime.session import Session
@@ -73,8 +74,6 @@ class Work(ABC, Generic[M, F, P]):
 
     noun: ClassVar[Literal["images", "texts"]]
     """What samples are called in sentences."""
-    trains_to_quantize: ClassVar[bool] = False
-    """Whether `quantize` trains, and goes on from what it had written before a kill."""
     network_files: ClassVar[tuple[str, ...]] = ("model.json", "model.safetensors")
     """What `save` writes."""
 
@@ -94,10 +93,24 @@ class Work(ABC, Generic[M, F, P]):
         """Return what `save` wrote; `arch` is what it needs besides."""
 
     @abstractmethod
+    def start_student(self, teacher: M, spec: str, emit: Emit) -> tuple[M, dict[str, Any]]:
+        """Return the student that `spec` names, not yet trained, and what was found on the way."""
+
+    @abstractmethod
+    def train_student(
+        self, teacher: M, student: M, training: TrainSettings, *, teacher_key: str, folder: Path, emit: Emit
+    ) -> tuple[M, Fitted]:
+        """Return `student` trained towards the teacher; `folder` keeps the state after each epoch."""
+
     def make_student(
         self, teacher: M, spec: str, *, teacher_key: str, folder: Path, emit: Emit
     ) -> tuple[M, dict[str, Any]]:
         """Return the student that `spec` names, trained towards the teacher, and what was found on the way."""
+        student, found = self.start_student(teacher, spec, emit)
+        student, fitted = self.train_student(
+            teacher, student, self.recipe.train, teacher_key=teacher_key, folder=folder, emit=emit
+        )
+        return student, {**found, "best_epoch": fitted.best_epoch, "scores": list(fitted.scores)}
 
     @abstractmethod
     def make_pruned(
@@ -126,8 +139,15 @@ class Work(ABC, Generic[M, F, P]):
     ) -> tuple[list[Quantized], dict[str, Any], str]:
         """Write the INT8 files of `float_onnx` into `folder`.
 
-        `network` is what the file was made from; without it there is no training for INT8. Return the files with what
-        was found, and a sentence about it.
+        `network` is what the file was made from; without it there is no training for INT8, which goes on from what it
+        had written into `folder` before a kill. Return the files with what was found, and a sentence about it.
+        """
+
+    @abstractmethod
+    def int8_for_timing(self, float_onnx: Path, folder: Path) -> list[Quantized]:
+        """Write the INT8 files that `quantize` could ship, with ranges from a few samples.
+
+        They take the same time, since their operators and shapes are the same; their answers are worth nothing.
         """
 
     @abstractmethod
@@ -175,9 +195,6 @@ class Work(ABC, Generic[M, F, P]):
     @abstractmethod
     def write_metadata(self, source: Path, path: Path) -> None:
         """Write `source` to `path` with what a device needs to feed it inside, and beside it what does not fit in."""
-
-    def ship(self, _folder: Path) -> None:
-        """Write what the device needs besides the file that ships into its folder."""
 
     def judged(self, path: Path, runner: Runner, part: P) -> Answers:
         """Return the answers of a file as the target's runtime gives them, on all cores."""

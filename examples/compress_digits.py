@@ -55,7 +55,7 @@ def main(out: Path) -> None:
             "train.epochs": 3,
             "train.augment": {"crop": "pad", "padding": 1, "flip": False},
             "prune.ratio": 0,
-            "max_drop_points": 3,
+            "budget.max_drop_points": 3,
         },
     )
     report = compress(recipe, out / "run", resume=True, emit=show)

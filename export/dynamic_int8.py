@@ -11,6 +11,7 @@ Weights: w = scale * q per output channel, q in -127..127 (or -63..63), symmetri
 the range of the tensor at hand and 0 (ONNX DynamicQuantizeLinear).
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +52,13 @@ class DynamicInt8Record(BaseModel):
 
 
 def dynamic_int8(
-    source: Path, out: Path, *, max_length: int, mode: Mode = "all", reduced_range: bool = False
+    source: Path,
+    out: Path,
+    *,
+    max_length: int,
+    mode: Mode = "all",
+    reduced_range: bool = False,
+    only: Collection[str] | None = None,
 ) -> DynamicInt8Record:
     """Write a float32 text encoder with INT8 weights and dynamically quantised activations.
 
@@ -64,6 +71,7 @@ def dynamic_int8(
         max_length: the largest T.
         mode: "all", or "matmul", which leaves the table of tokens in float32.
         reduced_range: 7 bits for weights, for CPUs without VNNI.
+        only: weights (names of initialisers) to quantise, to see what each does; None: all.
 
     Raises:
         TlcError: there is nothing to quantise, or the file does not run.
@@ -73,7 +81,7 @@ def dynamic_int8(
     words, vocabulary = require_word_table(model, source.name)
     declare_microsoft(model)
     writer = _Writer(Editor(model), largest=63 if reduced_range else 127)
-    nodes = list(writer.view.nodes)
+    nodes = [node for node in writer.view.nodes if only is None or set(node.input[1:2]) & set(only)]
     matmuls = sum(writer.matmul(node) for node in nodes if node.op_type in ("MatMul", "Gemm"))
     attentions = sum(writer.attention(node) for node in nodes if node.op_type == "Attention")
     if not matmuls + attentions:
@@ -101,6 +109,17 @@ def dynamic_int8(
     )
 
 
+def gains(view: View, node: onnx.NodeProto) -> bool:
+    """Whether `dynamic_int8` quantises the node: com.microsoft Attention, and products with weights of many outputs."""
+    if node.op_type not in ("MatMul", "Gemm"):
+        return node.op_type == "Attention"
+    weight = view.value(node.input[1])
+    if weight is None or weight.ndim != 2 or weight.dtype != np.float32 or view.is_constant(node.input[0]):
+        return False
+    outputs: int = weight.shape[0 if attribute(node, "transB", 0) else 1]
+    return outputs >= _FEWEST_OUTPUTS and _is_plain(node)
+
+
 class _Writer:
     """Puts quantised operators into a graph; each constant is quantised once."""
 
@@ -112,12 +131,9 @@ class _Writer:
 
     def matmul(self, node: onnx.NodeProto) -> bool:
         """Replace x W [+ b] by one operator; False where the weights are no constant or too few."""
-        weight = self.view.value(node.input[1])
-        if weight is None or weight.ndim != 2 or weight.dtype != np.float32 or self.view.is_constant(node.input[0]):
+        if not gains(self.view, node):
             return False
         transposed = bool(attribute(node, "transB", 0))
-        if weight.shape[0 if transposed else 1] < _FEWEST_OUTPUTS or not _is_plain(node):
-            return False
         bias, output = (node.input[2] if len(node.input) > 2 else ""), node.output[0]
         adder = None if bias else self._bias_after(node)
         if adder is not None:

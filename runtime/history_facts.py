@@ -139,10 +139,19 @@ def facts_of(report: Mapping[str, Any], *, where: str = "this") -> Facts:
     )
 
 
+_CHOSEN = frozenset(
+    {"chosen", "selected_by", "budget", "budget_met", "confident", "front", "lost", "needed", "verdict", "warnings"}
+)
+
+
 def _identifying(report: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the report without the samples of a compress report: its file has them with fewer digits."""
+    """Return what was measured: of a compress report not what was chosen by it, which `tlc select` may change.
+
+    Nor its samples: the report's file has them with fewer digits.
+    """
     if "measurements" not in report:
         return report
+    report = {key: value for key, value in report.items() if key not in _CHOSEN}
     rows = [
         {**row, "latency": row["latency"] and {**row["latency"], "samples_ms": None}} for row in report["measurements"]
     ]

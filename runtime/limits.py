@@ -10,6 +10,7 @@ from tlc.runtime.errors import UsageError
 
 _NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([^\s0-9.]*)\s*")
 _MS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
+_S = {"s": 1.0, "min": 60.0, "h": 3600.0}
 _BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -74,6 +75,17 @@ def parse_ms(text: str) -> float:
     (8.0, 500.0, 0.25)
     """
     return _quantity(text, _MS, "8ms")
+
+
+def parse_s(text: str) -> float:
+    """Return the seconds that a duration in s, min or h says.
+
+    Raises UsageError without a unit, and for what is not above zero.
+
+    >>> parse_s("90min"), parse_s("1.5h"), parse_s("30 s")
+    (5400.0, 5400.0, 30.0)
+    """
+    return _quantity(text, _S, "90min")
 
 
 def parse_bytes(text: str) -> int:

@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from tlc.runtime.budget import Budget
+from tlc.runtime.search_report import SearchRecord
+
 SCHEMA_VERSION = 1
 
 
@@ -234,12 +237,24 @@ class Report(_Record):
     stages: list[StageRecord]
     measurements: list[Measurement]
     """The original first, then in the order of the pipeline."""
+    search: SearchRecord | None
+    """The shapes of students that were tried; None where nothing was searched."""
     chosen: str
     """Name of the measurement that ships as `model.onnx`."""
-    max_drop_points: float
+    selected_by: str
+    """Command that chose it after the run; empty where the run itself did."""
+    budget: Budget
     budget_met: bool
-    """Whether the last measurement, which has every step, loses at most `max_drop_points` of top-1 on the evaluation
-    split (point estimate). `chosen` is within the budget in any case."""
+    """Whether `chosen` keeps every limit of `budget`: its loss of top-1 on the evaluation split by the estimate."""
+    confident: bool
+    """Whether the whole 95 % interval of that loss is within the budget."""
+    front: list[str]
+    """The Pareto front: names of the measurements that no other equals in p50, file size, peak memory and top-1 and
+    beats in one of them, as far as these were measured; by the estimates."""
+    lost: dict[str, str]
+    """By the name of each measurement but `chosen`, a sentence: why it does not ship."""
+    needed: str
+    """Where the budget is not met, by how much `chosen` misses it and what meets which limit; else empty."""
     verdict: str
     """One sentence that says what was gained, what was lost, and how sure that is."""
     warnings: list[str]

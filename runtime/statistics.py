@@ -222,6 +222,24 @@ def difference_interval(
     return _lower(only_before, only_after, pairs, z), -_lower(only_after, only_before, pairs, z)
 
 
+def share_interval(hits: int, samples: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the confidence interval of a proportion, of which `hits` of `samples` were seen: Wilson's score interval.
+
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the American
+    Statistical Association 22 (1927) 209-212. Unlike the plain one it keeps a width where all or none hit.
+
+    >>> [round(bound, 4) for bound in share_interval(81, 263)]
+    [0.2553, 0.3662]
+    """
+    if not 0 <= hits <= samples or samples == 0:
+        raise ValueError(f"{hits} hits of {samples} samples")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share, spread = hits / samples, z * z / samples
+    centre = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
 def mcnemar_p(only_before: int, only_after: int) -> float:
     """Return the two-sided p-value of McNemar's exact test: both kinds of disagreement are equally likely.
 

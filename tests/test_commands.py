@@ -92,7 +92,7 @@ def _trained() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the pages assume: models, photos/, photos.zip, photo.jpg, reviews.csv, and the run of compress.md."""
+    """What the pages assume: models, photos/, photos.zip, photo.jpg, pictures.npz, reviews.csv, compress.md's run."""
     folder = tmp_path_factory.mktemp("docs")
     _write_photos(folder / "photos")
     with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
@@ -102,6 +102,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(_trained(), folder / "model.pt")
     write_tiny(folder / "my-bert-classifier")
     write_reviews(folder / "reviews.csv", count=120)
+    rng = np.random.default_rng(0)
+    np.savez(folder / "pictures.npz", x=rng.integers(0, 256, (1800, 32, 32, 3), np.uint8), y=np.arange(1800) % 2)
     for kind, text in blocks(REPOSITORY / "docs" / "compress.md"):
         run(kind, text, folder)
     return folder

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tlc.compress.budget import choose
+from tlc.runtime.budget import Budget
 from tlc.runtime.report import (
     Accuracy,
     AccuracyChange,
@@ -41,19 +43,21 @@ _ROWS: dict[str, tuple[str | None, str, float, float, int, int, int]] = {
 def make_report(
     *,
     rows: Sequence[str] = tuple(_ROWS),
-    chosen: str = "int8",
+    chosen: str | None = "int8",
     classes: Sequence[str] | int = _ANIMALS,
     samples: int = 10_000,
     latency_samples: int = 320,
     spread: float = 0.02,
-    max_drop_points: float = 1.0,
+    budget: Budget = Budget(),  # noqa: B008 - frozen
+    selected_by: str = "",
     roc_auc: bool = True,
     seed: int = 0,
     not_measured: str = "",
 ) -> Report:
     """Return an invented report; `spread` is the latency's relative scatter, 0 for identical samples.
 
-    With a reason in `not_measured` it has no latencies, as that of a target whose runtime is elsewhere.
+    Without a name, `chosen` is what the budget asks for. With a reason in `not_measured` the report has no latencies,
+    as that of a target whose runtime is elsewhere.
     """
     names = [f"class {i:03d}" for i in range(classes)] if isinstance(classes, int) else list(classes)
     random = np.random.default_rng(seed)
@@ -99,9 +103,11 @@ def make_report(
                 ),
             )
         )
-    ships = next(row for row in measurements if row.name == chosen)
-    drop = -ships.change.change_points.estimate if ships.change else 0.0
+    choice = choose(measurements, budget, name=chosen)
+    chosen, change = choice.chosen.name, choice.chosen.change
+    drop = -change.change_points.estimate if change else 0.0
     return Report(
+        search=None,
         tlc_version="0.0.0+invented",
         command="tlc compress resnet56.pt --arch resnet.py:resnet56 --data cifar10 --out runs/invented",
         model=ModelRecord(path="resnet56.pt", sha256="a" * 64, arch="resnet.py:resnet56", input_shape=[3, 32, 32]),
@@ -133,8 +139,13 @@ def make_report(
         stages=_stages(rows, chosen),
         measurements=measurements,
         chosen=chosen,
-        max_drop_points=max_drop_points,
-        budget_met=drop <= max_drop_points,
+        selected_by=selected_by,
+        budget=budget,
+        budget_met=choice.met,
+        confident=choice.confident,
+        front=choice.front,
+        lost=choice.lost,
+        needed=choice.needed,
         verdict=f"Invented verdict: {chosen} is the file that ships; top-1 changed by {-drop:+.2f} points.",
         warnings=["The load average was 1.9 on 2 cores while measuring: latencies may be inflated."],
     )

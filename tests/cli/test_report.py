@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tlc.cli import wording
+from tlc.cli import plots, wording
 from tlc.cli.report import print_report, write_report
+from tlc.runtime.budget import Budget
 from tlc.runtime.report import AccuracyChange, Interval, Report
 
 make_report: Callable[..., Report] = runpy.run_path(str(Path(__file__).with_name("make_report.py")))["make_report"]
@@ -205,21 +206,55 @@ def test_a_slower_file_is_called_slower() -> None:
 
 
 def test_a_missed_budget_is_said_in_every_form(tmp_path: Path) -> None:
-    report = make_report(max_drop_points=0.1)
+    report = make_report(chosen=None, budget=Budget(max_drop_points=0.1, max_latency_ms=0.4))
     assert not report.budget_met
+    missed = f"No measured file meets the budget. {report.chosen} comes closest: "
+    assert report.needed.startswith(missed)
     text = _written(report, tmp_path)
-    assert "int8 misses the budget of 0.10 points" in text["report.md"]
-    assert 'class="status missed">✗ int8 misses the budget of 0.10 points' in text["report.html"]
-    assert "int8 misses the budget of 0.10 points" in _printed(report, 120)
+    assert missed in text["report.md"]
+    assert f'class="status missed">✗ {report.needed}' in text["report.html"]
+    assert missed in _printed(report, 300)
 
 
 def test_a_budget_met_only_by_the_estimate_is_not_called_sure() -> None:
     one = Interval(estimate=1.5, low=1.4, high=1.6)
     sure = _with_change(make_report(samples=1000), Interval(estimate=-0.5, low=-0.9, high=-0.1), one)
     unsure = _with_change(sure, Interval(estimate=-0.5, low=-1.2, high=0.2), one)
-    sure, unsure = (report.model_copy(update={"budget_met": True}) for report in (sure, unsure))
-    assert "so is the whole 95 % interval" in wording.budget_words(sure)
-    assert "does not exclude a larger drop" in wording.budget_words(unsure)
+    budget = Budget(max_size_bytes=400_000)
+    sure = sure.model_copy(update={"budget_met": True, "confident": True, "budget": budget})
+    unsure = unsure.model_copy(update={"budget_met": True, "confident": False})
+    assert "so is the whole 95 % interval: −0.50" in wording.budget_words(sure)
+    assert wording.budget_words(sure).endswith(" Kept as well: file 380 kB of 400 kB.")
+    assert wording.budget_words(unsure).endswith("does not exclude a larger drop.")
+
+
+def test_why_the_others_do_not_ship_is_in_the_page_and_in_the_markdown(files: dict[str, str]) -> None:
+    report = make_report()
+    page = "".join(_Page(files["report.html"]).words)
+    assert "original" in report.front
+    assert set(report.lost) == {"original", "student", "pruned", "fp16"}
+    for name, why in report.lost.items():
+        assert f"| {name} | {'yes' if name in report.front else 'no'} | {why} |" in files["report.md"]
+        assert why in page
+    assert "Budget: 1 point of accuracy; the fastest." in page
+
+
+def test_a_selection_after_the_run_is_part_of_how_to_reproduce_it(tmp_path: Path) -> None:
+    report = make_report(samples=500, chosen="fp16", selected_by="tlc select runs/invented --name fp16")
+    text = _written(report, tmp_path)
+    assert f"{report.command}\n    tlc select runs/invented --name fp16\n" in text["report.md"]
+    assert f"{report.command}\ntlc select runs/invented --name fp16</pre>" in text["report.html"]
+
+
+def test_the_plot_joins_the_front_and_draws_a_limit_on_latency() -> None:
+    free, held = make_report(), make_report(budget=Budget(max_latency_ms=1.0))
+    names = [row.name for row in plots.front_line(free)]
+    assert names[0] == "int8"
+    assert names[-1] == "original"
+    tops = [wording.by_name(free, name).accuracy.top1 for name in names]
+    assert tops == sorted(set(tops))
+    assert "budget: 1.00 ms" not in plots.accuracy_against_latency(free)
+    assert "budget: 1.00 ms" in plots.accuracy_against_latency(held)
 
 
 def test_only_classes_whose_interval_excludes_zero_are_listed(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The whole path on a small network: what it writes, resumes, reruns and refuses."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,19 +13,19 @@ import torch
 
 import tiny
 from tlc.calibration.images import ImageSet
-from tlc.calibration.metrics import accuracy_change, score
 from tlc.calibration.preprocess import Preprocess
+from tlc.cli.report import write_report
 from tlc.compress import pipeline
 from tlc.compress.checkpoint import load_saved
 from tlc.compress.events import Event, StageStarted
 from tlc.compress.pipeline import compress
 from tlc.compress.plan import make_plan
 from tlc.compress.recipe import Recipe, read_recipe
-from tlc.compress.verdict import choose, verdict
+from tlc.compress.select import select
 from tlc.export.metadata import read_metadata
 from tlc.runtime.artifact import sha256_file
 from tlc.runtime.errors import TlcError
-from tlc.runtime.report import Agreement, Interval, LatencyRecord, Measurement, Report
+from tlc.runtime.report import Interval, Report
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def recipe(inputs: Path, **changes: object) -> Recipe:
             "prune.round_to": 1,
             "measure.rounds": 10,
             "measure.launches": 1,
-            "max_drop_points": 100,
+            "budget.max_drop_points": 100,
             **{key.replace("__", "."): value for key, value in changes.items()},
         },
     )
@@ -155,6 +156,38 @@ def test_a_changed_setting_repeats_only_what_depends_on_it(
     assert "quantize-pruned" in repeated
 
 
+def test_another_file_of_a_finished_run_ships_without_any_stage(finished: tuple[Path, Report], tmp_path: Path) -> None:
+    out, report = shutil.copytree(finished[0], tmp_path / "out"), finished[1]
+    write_report(report, out)
+
+    chosen = select(out, {}, name="original")
+    manifest = json.loads((out / "manifest.json").read_text())
+    again = select(out, {})
+
+    assert (chosen.chosen, chosen.budget_met) == ("original", True)
+    assert manifest["files"]["model.onnx"] == manifest["files"]["original.onnx"]
+    assert manifest["target"]["name"] == "cpu-x86"
+    assert (again.chosen, again.front, again.verdict) == (report.chosen, report.front, report.verdict)
+    assert sha256_file(out / "model.onnx") == sha256_file(finished[0] / "model.onnx")
+    assert set(report.lost) == {row.name for row in report.measurements} - {report.chosen}
+
+
+def test_a_smaller_network_that_is_not_faster_is_kept_where_the_smallest_file_is_wanted(
+    inputs: Path, finished: tuple[Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "speedup", lambda *_, **__: Interval(estimate=1, low=0.9, high=1.1))
+    out = shutil.copytree(finished[0], tmp_path / "out", ignore=shutil.ignore_patterns("judge-*"))
+
+    report = compress(recipe(inputs, budget__objective="smallest"), out, resume=True)
+
+    for name in ("distill", "prune"):
+        found = next(stage for stage in report.stages if stage.name == name)
+        assert found.status == "kept"
+        assert re.search(r", \d\.\d\dx smaller\.$", found.reason), found.reason
+    smallest = min(report.measurements, key=lambda row: row.size_bytes)
+    assert (report.chosen, report.budget.objective) == (smallest.name, "smallest")
+
+
 class _KilledError(Exception):
     pass
 
@@ -205,94 +238,3 @@ def test_nothing_is_written_when_the_input_is_wrong(inputs: Path, tmp_path: Path
         compress(recipe(inputs, model__path=Path("nowhere.pt")), tmp_path / "out")
 
     assert not (tmp_path / "out").exists()
-
-
-def _row(name: str, p50_ms: float, correct: int) -> Measurement:
-    labels = np.array([0, 1] * 50)
-    truth = np.eye(2, dtype=np.float32)[labels]
-    logits = truth.copy()
-    logits[: 100 - correct] = 1 - logits[: 100 - correct]
-    speed = Interval(estimate=1 / p50_ms, low=1 / p50_ms, high=1 / p50_ms)
-    return Measurement(
-        name=name,
-        file=f"{name}.onnx",
-        sha256="0" * 64,
-        made_from=None if name == "original" else "original",
-        precision="fp32",
-        size_bytes=100,
-        parameters=1,
-        macs=1,
-        peak_memory_bytes=1,
-        p50_ms_by_input={},
-        layers=None,
-        latency=LatencyRecord(
-            samples_ms=[p50_ms], p50_ms=p50_ms, p90_ms=p50_ms, p99_ms=p50_ms, mean_ms=p50_ms, min_ms=p50_ms,
-            throughput_per_s=1000 / p50_ms, speedup=speed,
-        ),
-        accuracy=score(logits, labels, ("a", "b")),
-        change=None if name == "original" else accuracy_change(truth, logits, labels, ("a", "b")),
-        agreement=Agreement(samples=1, max_abs_error=0, cosine=1, top1_agreement=1),
-    )  # fmt: skip
-
-
-def test_of_files_as_fast_the_smallest_ships_and_none_slower_than_the_original() -> None:
-    original, small, large = _row("original", 1.0, 100), _row("small", 0.52, 100), _row("large", 0.5, 100)
-    large = large.model_copy(update={"size_bytes": 300})
-    slower = _row("slower", 1.05, 100).model_copy(update={"size_bytes": 1})
-
-    chosen, _ = choose([original, small, large], 1.0)
-
-    assert chosen.name == "small"
-    assert "its p50 is 0.5 ms, its file 3.0x as large" in verdict(original, chosen, large, 1.0)
-    assert choose([original, slower], 1.0)[0].name == "original"
-
-
-def test_the_fastest_within_the_budget_ships() -> None:
-    rows = [_row("original", 1.0, 100), _row("slow", 0.8, 100), _row("int8", 0.5, 99)]
-
-    chosen, met = choose(rows, 1.0)
-
-    assert (chosen.name, met) == ("int8", True)
-    assert verdict(rows[0], chosen, rows[-1], 1.0).startswith("int8 is 2.00x [2.00, 2.00] as fast as the original")
-
-
-def test_a_file_over_the_budget_does_not_ship_and_is_named() -> None:
-    rows = [_row("original", 1.0, 100), _row("slow", 0.8, 100), _row("int8", 0.5, 98)]
-
-    chosen, met = choose(rows, 1.0)
-
-    assert (chosen.name, met) == ("slow", False)
-    assert "int8 was left out (it loses 2.00 points)" in verdict(rows[0], chosen, rows[-1], 1.0)
-
-
-def test_a_file_that_is_slower_than_another_does_not_ship_and_is_named() -> None:
-    rows = [_row("original", 1.0, 100), _row("student", 0.5, 100), _row("int8", 0.8, 100)]
-
-    chosen, met = choose(rows, 1.0)
-
-    assert (chosen.name, met) == ("student", True)
-    assert "int8 was left out (its p50 is 0.8 ms, not below 0.5 ms)" in verdict(rows[0], chosen, rows[-1], 1.0)
-
-
-def test_without_latencies_the_last_file_within_the_budget_ships() -> None:
-    rows = [_row("original", 1.0, 100), _row("fp16", 0.5, 99), _row("int8", 0.8, 98)]
-    rows = [row.model_copy(update={"latency": None}) for row in rows]
-
-    chosen, met = choose(rows, 1.0)
-
-    assert (chosen.name, met) == ("fp16", False)
-    assert verdict(rows[0], chosen, rows[-1], 1.0).startswith("fp16 is 1.0x smaller than the original with 1.00x fewer")
-    assert choose(rows, 2.0)[0].name == "int8"
-    assert choose(rows, 0.0)[0].name == "original"
-    assert verdict(rows[0], rows[0], rows[-1], 0.5) == (
-        "Nothing beats the original within the budget: int8 loses 2.00 points of 0.5 allowed."
-    )
-
-
-def test_a_file_that_is_slower_than_the_original_does_not_ship() -> None:
-    rows = [_row("original", 1.0, 100), _row("int8", 1.2, 100)]
-
-    chosen, _ = choose(rows, 1.0)
-
-    assert chosen.name == "original"
-    assert verdict(rows[0], chosen, rows[-1], 1.0).startswith("Nothing beats the original within the budget")

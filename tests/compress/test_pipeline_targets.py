@@ -62,7 +62,7 @@ def recipe(inputs: Path, target: str, **changes: object) -> Recipe:
             "quantize.samples": 32,
             "measure.rounds": 10,
             "measure.launches": 1,
-            "max_drop_points": 100,
+            "budget.max_drop_points": 100,
             "target": target,
             **{key.replace("__", "."): value for key, value in changes.items()},
         },
@@ -106,6 +106,17 @@ def test_the_plan_says_what_is_left_out_for_a_target(inputs: Path) -> None:
 
     assert "quantize   no: jetson-nano has no INT8 arithmetic." in lines
     assert "; no latency: " in lines
+
+
+def test_a_limit_that_cannot_be_held_here_is_refused_before_anything_is_read(inputs: Path) -> None:
+    limits = {"budget__max_latency_ms": 5, "budget__max_memory_bytes": 10**8, "data__path": inputs / "absent.npz"}
+
+    with pytest.raises(
+        TlcError, match=r"budget\.max_latency_ms, budget\.max_memory_bytes: latency and .* jetson-nano"
+    ) as caught:
+        make_plan(recipe(inputs, "jetson-nano", **limits))
+
+    assert "tlc gate --device" in caught.value.hint
 
 
 def test_a_network_too_small_for_int8_on_a_gpu_ships_as_float16(inputs: Path, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from tlc.compress.layer_noise import layer_noise
 from tlc.compress.quantize import QuantizeSettings, check_calibration, quantize_onnx, quantize_within_budget
-from tlc.compress.sensitivity import layer_noise
 from tlc.export.onnx import onnx_from_torch
 from tlc.runtime.errors import TlcError, UsageError
 from tlc.runtime.target import Target, load_target

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from tlc.compress.layer_noise import layer_noise, tensor_ranges
 from tlc.compress.quantize import QuantizeSettings, quantize_onnx, quantize_within_budget
-from tlc.compress.sensitivity import layer_noise, tensor_ranges
 from tlc.export.contract import check_model
 from tlc.export.onnx import onnx_from_torch
 from tlc.export.qdq import float_convolution_outputs

@@ -16,8 +16,8 @@ from tiny_text_onnx import MAX_LENGTH, PLAIN, ort_logits, tiny_module, token_bat
 
 from tlc.calibration.metrics import sqnr_db
 from tlc.calibration.token_set import TextInput
+from tlc.compress.layer_noise import layer_noise
 from tlc.compress.quantize import QuantizeSettings, quantize_onnx
-from tlc.compress.sensitivity import layer_noise
 from tlc.compress.smooth import smooth
 from tlc.export.contract import check_model
 from tlc.export.fp16 import fp16_from_float

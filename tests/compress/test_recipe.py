@@ -34,7 +34,7 @@ def test_the_template_is_a_valid_recipe_of_defaults_that_names_every_setting(tmp
     recipe = read_recipe(file, {})
 
     assert recipe == read_recipe(None, {"model.path": tmp_path / "model.pt", "data.path": tmp_path / "photos"})
-    for section in ("distill", "prune", "train", "quantize", "measure", "model", "data"):
+    for section in ("budget", "distill", "prune", "train", "quantize", "measure", "model", "data"):
         for key in type(getattr(recipe, section)).model_fields:
             assert f"{key} = " in file.read_text() or f"{section}.{key}]" in file.read_text(), (section, key)
 
@@ -59,10 +59,11 @@ def test_uncommenting_the_templates_defaults_changes_nothing(tmp_path: Path) -> 
     [
         ("train.epoch", 5, "unknown setting train.epoch (did you mean epochs?)"),
         ("trian.epochs", 5, "unknown setting trian (did you mean train?)"),
+        ("max_drop_points", 5, "unknown setting max_drop_points (did you mean budget.max_drop_points?)"),
         ("train.epochs", -1, "train.epochs = -1: input should be greater than or equal to 0"),
         ("prune.ratio", 1.5, "prune.ratio = 1.5: input should be less than 1"),
         ("distill.loss", "kl", "distill.loss = 'kl': input should be 'logits' or 'decoupled'"),
-        ("max_drop_points", 101, "max_drop_points = 101: input should be less than or equal to 100"),
+        ("budget.max_drop_points", 101, "budget.max_drop_points = 101: input should be less than or equal to 100"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_is_allowed(key: str, value: object, sentence: str) -> None:

@@ -198,6 +198,18 @@ def test_counts_are_met_per_group(teacher: Model) -> None:
     assert [block.name for block in removed] == ["layer1.1", "layer2.1", "layer2.2"]
 
 
+def test_what_is_known_of_a_teacher_is_not_asked_for_again(teacher: Model) -> None:
+    asked, score = _count_score(WORTH)
+    known: dict[frozenset[str], float] = {}
+    choose_blocks(teacher, 0.5, score, known=known)  # type: ignore[arg-type]
+    before = asked[0]
+
+    removed, _, _ = choose_blocks(teacher, (3, 1), score, known=known)  # type: ignore[arg-type]
+
+    assert [block.name for block in removed] == ["layer1.1", "layer2.1", "layer2.2"]
+    assert asked[0] - before == 1
+
+
 @pytest.mark.parametrize("limit", [6, 8, 9])
 def test_the_number_of_evaluations_is_bounded(teacher: Model, limit: int) -> None:
     asked, score = _count_score(WORTH)
@@ -243,6 +255,8 @@ def test_a_student_of_depth_and_width_records_how_it_came_to_be(teacher: Model) 
         ("depth:4,0,4", StudentSpec(depth=(4, 0, 4))),
         ("width:0.75", StudentSpec(width=0.75)),
         ("width:0.75+depth:4,4", StudentSpec(depth=(4, 4), width=0.75)),
+        ("width:2", StudentSpec(width=2.0)),
+        ("depth:2,2+width:2,0.75", StudentSpec(depth=(2, 2), width=(2.0, 0.75))),
     ],
 )
 def test_specs_are_understood(text: str, spec: StudentSpec) -> None:
@@ -254,7 +268,8 @@ def test_specs_are_understood(text: str, spec: StudentSpec) -> None:
     [
         ("depth:1.5", "depth:1.5 in 'depth:1.5' is out of range: the share to keep is above 0 and at most 1."),
         ("width:0", "width:0 in 'width:0' is out of range"),
-        ("width:4,4", "width:4,4 in 'width:4,4' is out of range"),
+        ("width:5", "width:5 in 'width:5' is out of range: the share to keep is above 0 and at most 4."),
+        ("width:2,x", "width:x in 'width:2,x' is out of range"),
         ("depth:", "depth: in 'depth:' is out of range"),
         ("depth:0", "'depth:0' keeps no block."),
         ("depth:0.5+hight:2", "'hight:2' is not understood"),

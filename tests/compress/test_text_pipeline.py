@@ -10,12 +10,15 @@ import pytest
 from click.testing import CliRunner, Result
 from tiny_text import TAGS, write_entities, write_questions, write_reviews, write_tiny
 
+from tlc.calibration.token_set import TextInput
 from tlc.cli.main import main
 from tlc.cli.report import write_report
 from tlc.compress import pipeline
 from tlc.compress.pipeline import compress
 from tlc.compress.recipe import read_recipe
+from tlc.compress.select import select
 from tlc.export.metadata import read_metadata
+from tlc.runtime.artifact import sha256_file
 from tlc.runtime.report import Interval, Report
 
 QUICK = {
@@ -55,7 +58,7 @@ def report(folder: Path) -> Report:
             "data.unlabeled": folder / "more.txt",
             "prune.ratio": 0.5,
             "prune.recovery_epochs": 1,
-            "max_drop_points": 100.0,
+            "budget.max_drop_points": 100.0,
             **QUICK,
         },
     )
@@ -100,6 +103,22 @@ def test_files_with_other_tokenizers_are_scored_with_their_own(report: Report, f
     assert scores == [row.accuracy.top1 for row in report.measurements if row.name in ("original", "student")]
 
 
+def test_selecting_a_file_that_has_another_tokenizer_ships_that_one(report: Report, folder: Path) -> None:
+    run_folder, shipped = folder / "run", set()
+    write_report(report, run_folder)
+
+    for name in ("original", "student"):
+        select(run_folder, {}, name=name)
+        fed, _classes = read_metadata(run_folder / "model.onnx")
+        assert isinstance(fed, TextInput)
+        assert sha256_file(run_folder / "tokenizer.json") == fed.tokenizer_sha256
+        shipped.add(fed.tokenizer_sha256)
+    own = select(run_folder, {})
+
+    assert len(shipped) == 2
+    assert (own.chosen, own.verdict) == (report.chosen, report.verdict)
+
+
 def test_the_report_shows_lengths_and_scores_of_texts(report: Report, folder: Path) -> None:
     write_report(report, folder / "run")
 
@@ -120,7 +139,7 @@ def test_other_heads_are_quantised_and_scored(
 ) -> None:
     write_tiny(tmp_path / "model", task=task, labels=TAGS)
     data = write(tmp_path / "data.jsonl", count=60)
-    values = {"model.path": tmp_path / "model", "data.path": data, "max_drop_points": 100.0, **QUICK}
+    values = {"model.path": tmp_path / "model", "data.path": data, "budget.max_drop_points": 100.0, **QUICK}
 
     report = compress(read_recipe(None, values), tmp_path / "run")
 
@@ -147,7 +166,7 @@ def test_a_target_without_dynamic_forms_gets_the_static_one(folder: Path, tmp_pa
         "model.path": folder / "model",
         "data.path": folder / "reviews.csv",
         "target": "jetson-orin",
-        "max_drop_points": 100.0,
+        "budget.max_drop_points": 100.0,
         **QUICK,
     }
 

@@ -154,6 +154,14 @@ def write_tiny(
     return folder
 
 
+def write_tiny_encoder(source: Path, folder: Path) -> Path:
+    """Save the encoder of a classifier that `write_tiny` made, without its head, and return its folder."""
+    transformers.AutoModel.from_pretrained(source).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((source / name).read_bytes())
+    return folder
+
+
 def reviews(count: int = 60, seed: int = 0) -> list[tuple[str, str]]:
     """Return (text, label) pairs: each review has one word that says which class it is; lengths vary."""
     rng = np.random.default_rng(seed)

@@ -1,0 +1,378 @@
+"""The search for the student that a budget asks for: shapes that are fast enough, trained as far as they promise.
+
+A trial of the study is a shape. Its time is measured before any training (`tlc.compress.shape_times`), and what cannot
+win is dropped there. The others are trained in portions, each with a learning rate schedule of its own (warm restarts:
+Loshchilov and Hutter 2017, arXiv 1608.03983), and stopped by asynchronous successive halving between two of them. They
+are ranked by what can be expected of them: the logarithm of the speed-up times the probability that the drop stays
+within the budget, since otherwise the original ships.
+"""
+
+import itertools
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import NormalDist, median
+from typing import Any
+
+import optuna
+import torch
+from optuna.trial import FrozenTrial, TrialState
+
+from tlc.compress.cost import macs, parameters
+from tlc.compress.estimate import seconds_per_sample
+from tlc.compress.events import Emit, StageDone
+from tlc.compress.latency_table import latency_table
+from tlc.compress.measure import Candidate, latencies, speedup
+from tlc.compress.model import Model
+from tlc.compress.pipeline import Pipeline, Version
+from tlc.compress.plan import Network, Plan
+from tlc.compress.run import RunFolder, StageResult
+from tlc.compress.shape_times import ORIGINAL, measure_shapes
+from tlc.compress.shapes import shapes_of
+from tlc.compress.space import Space, Value
+from tlc.runtime.artifact import sha256_file
+from tlc.runtime.budget import Budget
+from tlc.runtime.errors import TlcError
+
+FIRST_SPEEDUP = 4.0
+"""Over the original, of the first student."""
+_STRIDE = 1.4
+"""How much faster than the fastest that keeps the budget the next shape is, where none is known to miss it."""
+_CLOSE = 1.1
+"""Between speeds closer than this nothing more is looked for, but by the sampler."""
+_FEW_SHAPES = 16
+_MOST_PREDICTED = 4000
+_MOST_BUILT = 12
+_NEAR_RATIO = 0.08
+_LEARNS_RATIO = 0.5
+"""Standard deviation of what more training brings, over what it brought to others."""
+_TRAINING_SHARE = 0.25
+"""Of the time limit, for the longest training of one shape."""
+_MOST_EPOCHS = 60
+_RUNNING = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """When a search has to end."""
+
+    end: float
+    """On `time.monotonic`."""
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until then, 0 after it."""
+        return max(0.0, self.end - time.monotonic())
+
+
+def portions(epochs: int, factor: int, count: int) -> tuple[int, ...]:
+    """Return the epochs of each of `count` portions: after one a shape has had `factor` times as many as before it.
+
+    >>> portions(18, 3, 3)
+    (2, 4, 12)
+    """
+    ends = [0, *(max(1, round(epochs / factor**left)) for left in reversed(range(count)))]
+    return tuple(end - start for start, end in itertools.pairwise(ends) if end > start)
+
+
+def most_epochs(plan: Plan, limit_s: float) -> int:
+    """Return for how many epochs one shape is trained at most: as asked for, or what fits into the time limit."""
+    if plan.recipe.train.epochs is not None:
+        return plan.recipe.train.epochs
+    step_s, _forward_s = seconds_per_sample(plan, plan.model.module)
+    fitting = round(_TRAINING_SHARE * limit_s / (step_s * len(plan.splits.fit)))
+    settings = plan.recipe.search
+    fewest: int = settings.factor ** (settings.portions - 1)
+    return min(_MOST_EPOCHS, max(fewest, fitting))
+
+
+def merit(budget: Budget, gain: float, drop_points: float, deviation_points: float) -> float:
+    """Return what to expect of a network that loses `drop_points` +- `deviation_points`; more is better.
+
+    `gain` is the logarithm of how many times it is faster than the original, or smaller, whatever the budget asks for.
+    Where that is accuracy, the limits on time and size have been checked before.
+    """
+    if budget.objective == "most-accurate":
+        return -drop_points
+    return gain * NormalDist(drop_points, max(deviation_points, 1e-6)).cdf(budget.max_drop_points)
+
+
+class Trials:
+    """One worker of a study: its plan, its folder, and what it knows of the original."""
+
+    def __init__(
+        self, plan: Plan, run: RunFolder, study: optuna.Study, space: Space, deadline: Deadline, emit: Emit
+    ) -> None:
+        self.plan, self.run, self.study, self.space, self.deadline, self.emit = plan, run, study, space, deadline, emit
+        self.budget, self.settings = plan.recipe.budget, plan.recipe.search
+        self.pipeline = Pipeline(plan, run, emit)
+        self.work, self.runner = self.pipeline.work, self.pipeline.runner
+        self.original = self.pipeline.original()
+        self.network: Network = self.work.load(self.original.stage.path, self.original.arch)
+        self.reference = self._reference()
+        self._epoch_s: dict[str, float] = {}
+
+    def try_shapes(self, count: int | None) -> None:
+        """Try shapes until the time is over, `count` were tried, or the grid is finished."""
+        self._take_up_own()
+        if not self.study.trials:
+            self.study.enqueue_trial(self.space.indices(self.space.teacher))
+            self._queue_shape_of_speed(FIRST_SPEEDUP)
+        if self.deadline.left_s:
+            self.study.optimize(
+                self._tried, n_trials=count, timeout=self.deadline.left_s, callbacks=[self._queue_between]
+            )
+
+    def version(self, name: str, found: StageResult) -> Version:
+        """Export the network that `found` holds."""
+        model = self.work.load(found.path, self.original.arch)
+        return self.pipeline.exported(name, found, model, made_from=self.original.name, arch=self.original.arch)
+
+    def _tried(self, trial: optuna.Trial) -> float:
+        indices = {
+            choice.name: trial.suggest_int(choice.name, 0, len(choice.values) - 1) for choice in self.space.choices
+        }
+        spec = self.space.spec(self.space.chosen(indices))
+        trial.set_user_attr("spec", spec)
+        trial.set_user_attr("worker", self.run.path.name)
+        others = [one.user_attrs for one in self._others(trial, *_RUNNING)]
+        if any(one.get("spec") == spec and not one.get("out_of_time") for one in others):
+            raise self._stopped(trial, spec, "tried before")
+        if not spec:
+            return self._finished(trial, spec, self.original, self._held_out(self.original, self.original.deployed))
+        times = measure_shapes(self.work, self.network, [spec], self.runner, cache=self.run.cache, emit=self.emit)
+        faster = times[ORIGINAL] / times[spec]
+        trial.set_user_attr("speedup", faster)
+        if reason := self._hopeless(times[spec], faster):
+            raise self._stopped(trial, spec, reason)
+        stage = self._trained(trial, spec, faster)
+        trial.set_user_attr("network", {"path": str(stage.path.absolute()), "key": stage.key})
+        return self._finished(trial, spec, self.version(f"student-{trial.number}", stage), self.reference)
+
+    def _trained(self, trial: optuna.Trial, spec: str, faster: float) -> StageResult:
+        """Train a shape for as long as it promises more than others."""
+        stage, done = self._started(spec), 0
+        epochs = portions(self.study.user_attrs["epochs"], self.settings.factor, self.settings.portions)
+        int8_bytes = stage.found["parameters"]  # a byte for each
+        if (limit := self.budget.max_size_bytes) is not None and int8_bytes > limit:
+            raise self._stopped(trial, spec, f"its {int8_bytes} weights in INT8 are over the limit of {limit} bytes")
+        gain = self._gain(faster, int8_bytes)
+        drops: list[float] = []
+        for portion in epochs:
+            epoch_s = self._epoch_s.get(spec, 0.0)
+            if portion * epoch_s > self.deadline.left_s:
+                trial.set_user_attr("out_of_time", True)  # with more of it, it may be tried again
+                raise self._stopped(trial, spec, f"no time for {portion} more epochs of {epoch_s:.0f} s")
+            stage = self._portion(spec, stage, portion, done)
+            done += portion
+            drops.append(100 * (self.reference - stage.found["accuracy"]))
+            trial.set_user_attr("drops_points", drops)
+            trial.report(merit(self.budget, gain, *self._at_end(drops, len(epochs))), done)
+            if done < sum(epochs) and trial.should_prune():
+                raise self._stopped(trial, spec, f"{-drops[-1]:+.2f} points after {done} epochs, others promise more")
+        return stage
+
+    def _finished(self, trial: optuna.Trial, spec: str, version: Version, reference: float) -> float:
+        """Return what the best file of a network is worth, judged on the held-out part."""
+        files = self.pipeline.quantized(version, "int8", trained=bool(spec))
+        if not files:
+            files = [Candidate("float", version.deployed, version.work, "fp32", version.onnx, None)]
+        feeds = version.work.timing_feeds()
+        timed = {"original": (self.original.deployed, feeds), **{one.name: (one.path, feeds) for one in files}}
+        found = latencies(timed, self.runner, replace(self.pipeline.timing, launches=1), self.emit)
+        worth = []
+        for one in files:
+            drop_points = 100 * (reference - self._held_out(version, one.path))
+            faster = speedup(found["original"], found[one.name]).estimate
+            gain = self._gain(faster, one.path.stat().st_size)
+            worth.append((merit(self.budget, gain, drop_points, self._noise_points), faster, drop_points))
+        value, faster, drop_points = max(worth)
+        trial.set_user_attr("speedup", faster)
+        trial.set_user_attr("drop_points", drop_points)
+        self._say(spec, "kept", f"{faster:.2f}x as fast, {-drop_points:+.2f} points on the held-out part.")
+        return value
+
+    def _started(self, spec: str) -> StageResult:
+        def make(folder: Path) -> dict[str, Any]:
+            student, found = self.work.start_student(self.network, spec, self.emit)
+            self.work.save(student, folder)
+            return {**found, "parameters": parameters(student.module)}
+
+        inputs = {
+            "teacher": self.original.stage.key,
+            "student": spec,
+            "multiple": self.pipeline.target.channel_multiple,
+            **self.pipeline.common,
+        }
+        return self.run.stage("start", inputs, make)
+
+    def _portion(self, spec: str, before: StageResult, epochs: int, done: int) -> StageResult:
+        """Train a network for so many epochs more."""
+        training = self.plan.recipe.train.model_copy(update={"epochs": epochs})
+
+        def make(folder: Path) -> dict[str, Any]:
+            student, fitted = self.work.train_student(
+                self.network,
+                self.work.load(before.path, self.original.arch),
+                training,
+                teacher_key=self.original.stage.key,
+                folder=folder,
+                emit=self.emit,
+            )
+            self.work.save(student, folder)
+            return {"accuracy": fitted.best_score, "scores": list(fitted.scores)}
+
+        inputs = {
+            "network": before.key,
+            "done": done,
+            "loss": self.plan.recipe.distill.resolved(self.plan.kind).model_dump(mode="json"),
+            "train": training.resolved(self.plan.kind).model_dump(mode="json"),
+            **self.pipeline.common,
+        }
+        stage = self.run.stage("train", inputs, make, resumable=True)
+        if not stage.reused:
+            self._epoch_s[spec] = stage.seconds / epochs
+        return stage
+
+    def _reference(self) -> float:
+        """Return the original's accuracy on the evaluation part, which the budget is a difference from.
+
+        On the held-out part it says nothing: the original was fine-tuned on that. No other file is judged on the
+        evaluation part before the search has ended.
+        """
+
+        def make(_folder: Path) -> dict[str, Any]:
+            evaluation = self.work.data.evaluation
+            return {
+                "accuracy": self.work.accuracy(
+                    self.work.judged(self.original.deployed, self.runner, evaluation), evaluation
+                )
+            }
+
+        inputs = {"onnx": sha256_file(self.original.deployed), "runtime": self.runner.runtime, **self.pipeline.common}
+        return float(self.run.stage("reference", inputs, make).found["accuracy"])
+
+    @cached_property
+    def _predicted(self) -> list[tuple[float, dict[str, Value]]]:
+        """Shapes with the speed-up that the latency table predicts; nothing where there are few to try."""
+        if self.space.size <= _FEW_SHAPES:
+            return []
+        table = latency_table(
+            self.work, self.network, self.runner, cache=self.run.cache, widths=self.space.widths, emit=self.emit
+        )
+        shapes = [shape for shape in self.space if self.space.spec(shape)]
+        if len(shapes) > _MOST_PREDICTED:
+            shapes = random.Random(self.plan.recipe.seed).sample(shapes, _MOST_PREDICTED)
+        found = []
+        for shape in shapes:
+            try:
+                found.append((table.original_ms / table.predict(self.space.spec(shape)).p50_ms, shape))
+            except TlcError:
+                continue  # of no shape that the table was fitted to; the sampler may still propose it
+        return found
+
+    def _queue_shape_of_speed(self, wanted: float) -> None:
+        """Queue the shape of most arithmetic about `wanted` times as fast as the original.
+
+        Of two shapes that take the same time the one that computes more is likely to learn more.
+        """
+        tried = {one.user_attrs.get("spec") for one in self._others(None, *_RUNNING)}
+        near = [
+            shape
+            for faster, shape in self._predicted
+            if abs(math.log(faster / wanted)) < _NEAR_RATIO and self.space.spec(shape) not in tried
+        ]
+        if near := random.Random(self.plan.recipe.seed).sample(near, min(_MOST_BUILT, len(near))):
+            chosen = max(near, key=lambda shape: self._arithmetic(self.space.spec(shape)))
+            self.study.enqueue_trial(self.space.indices(chosen), skip_if_exists=True)
+
+    def _queue_between(self, _study: optuna.Study, _trial: FrozenTrial) -> None:
+        """Queue a shape between the fastest that keeps the budget and the slowest of the faster ones that miss it."""
+        if self.budget.objective != "fastest":
+            return
+        limit = self.budget.max_drop_points
+        kept, missed = [1.0], []
+        for one in self._others(None, TrialState.COMPLETE, TrialState.PRUNED):
+            known = one.user_attrs
+            if "drop_points" in known and known["drop_points"] <= limit:
+                kept.append(known["speedup"])
+            elif known.get("drops_points"):
+                missed.append(known["speedup"])
+        fastest = max(kept)
+        above = min((speed for speed in missed if speed > fastest), default=fastest * _STRIDE**2)
+        if above / fastest > _CLOSE:
+            self._queue_shape_of_speed(math.sqrt(fastest * above))
+
+    def _arithmetic(self, spec: str) -> int:
+        """Return the multiply-accumulates of a shape; of a text model the parameters, which they go with."""
+        model = shapes_of(self.work, self.network).shape(spec).build()
+        if isinstance(model, Model):
+            return macs(model.module, torch.zeros(1, *model.preprocess.input_shape))
+        return parameters(model.module)
+
+    def _hopeless(self, p50_ms: float, faster: float) -> str:
+        """Return why a shape is not worth training, if so."""
+        limit_ms = self.budget.max_latency_ms
+        if limit_ms is not None and p50_ms > limit_ms:
+            return f"{p50_ms:.3g} ms are over the limit of {limit_ms:g} ms"
+        finished = [one.value for one in self._others(None, TrialState.COMPLETE) if one.value is not None]
+        if self.budget.objective == "fastest" and finished and math.log(faster) <= max(finished):
+            return f"{faster:.2f}x as fast as the original is not enough: another shape already promises more"
+        return ""
+
+    def _at_end(self, drops_points: Sequence[float], count: int) -> tuple[float, float]:
+        """Return the drop to expect after all portions, and its standard deviation, in points.
+
+        From what the rest of the training brought to shapes that had all of it; before any had, each portion is taken
+        to halve the drop.
+        """
+        done, now = len(drops_points), drops_points[-1]
+        known = [one.user_attrs.get("drops_points", []) for one in self._others(None, TrialState.COMPLETE)]
+        gains = [drops[done - 1] - drops[-1] for drops in known if len(drops) == count]
+        gained = median(gains) if gains else now * (1 - 0.5 ** (count - done))
+        return now - gained, math.hypot(self._noise_points, _LEARNS_RATIO * gained)
+
+    @property
+    def _noise_points(self) -> float:
+        """Standard deviation of an accuracy on the held-out part, in points."""
+        count = len(self.work.labels(self.work.data.holdout))
+        return 100 * math.sqrt(max(self.reference * (1 - self.reference), 1 / count) / count)
+
+    def _gain(self, faster: float, size_bytes: float) -> float:
+        if self.budget.objective == "smallest":
+            return math.log(self.original.deployed.stat().st_size / size_bytes)
+        return math.log(faster)
+
+    def _held_out(self, version: Version, path: Path) -> float:
+        holdout = version.work.data.holdout
+        return version.work.accuracy(version.work.judged(path, self.runner, holdout), holdout)
+
+    def _others(self, trial: optuna.Trial | None, *states: TrialState) -> list[FrozenTrial]:
+        found = self.study.get_trials(deepcopy=False, states=states)
+        return [one for one in found if trial is None or one.number != trial.number]
+
+    def _take_up_own(self) -> None:
+        """Queue again what this worker was at when it was killed: nobody else has its folder."""
+        for one in self._others(None, TrialState.RUNNING):
+            if one.user_attrs.get("worker") == self.run.path.name:
+                self.study.tell(one.number, state=TrialState.FAIL)
+                self.study.enqueue_trial(one.params)
+
+    def _stopped(self, trial: optuna.Trial, spec: str, reason: str) -> optuna.TrialPruned:
+        trial.set_user_attr("why", reason)
+        self._say(spec, "dropped", f"{reason}.")
+        return optuna.TrialPruned(reason)
+
+    def _say(self, spec: str, status: str, reason: str) -> None:
+        self.emit(StageDone(spec or "original", status, reason, 0.0))
+
+
+def finalists(study: optuna.Study, count: int) -> list[FrozenTrial]:
+    """Return the `count` finished students that are worth most, best first."""
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    students = [one for one in finished if "network" in one.user_attrs]
+    return sorted(students, key=lambda one: -float(one.value or 0))[:count]

@@ -1,0 +1,194 @@
+"""`tlc.compress.search`: shapes are tried, given up, finished, shared among workers, and measured at the end."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.trial import TrialState
+from postgres import running
+
+from tiny import PREPROCESS, seeded_net, write_bars
+from tlc.calibration.cache import prepare
+from tlc.calibration.data import read_data
+from tlc.compress import search
+from tlc.compress.inputs import PreprocessOptions
+from tlc.compress.recipe import DataSection, ModelSection, Recipe, SearchSection
+from tlc.compress.search import STUDY
+from tlc.compress.space import Choice, Space
+from tlc.compress.study import open_study, record_of
+from tlc.compress.train import TrainSettings
+from tlc.compress.trials import merit, portions
+from tlc.runtime.budget import Budget
+from tlc.runtime.errors import TlcError, UsageError
+
+TINY = Path(__file__).parents[1] / "support" / "tiny.py"
+SPACE = Space((Choice("depth.layer1", "depth", (1, 2, 3), 3), Choice("width", "width", (0.5, 1.0), 1.0)))
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    folder = tmp_path_factory.mktemp("search")
+    write_bars(folder / "bars.npz", count=1600)
+    net = seeded_net()
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    pixels = prepare(read_data(folder / "bars.npz").fit, PREPROCESS)
+    images, labels = torch.from_numpy(pixels.batch(range(len(pixels)))), torch.from_numpy(pixels.labels.copy())
+    net.train()
+    for _ in range(60):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(images[:400]), labels[:400]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    torch.save(net.eval().state_dict(), folder / "model.pt")
+    return Recipe(
+        model=ModelSection(
+            path=folder / "model.pt",
+            arch=f"{TINY}:tiny_net",
+            preprocess=PreprocessOptions(input=(1, 8, 8), mean=(0.5,), std=(0.25,), channels="gray"),
+        ),
+        data=DataSection(path=folder / "bars.npz"),
+        train=TrainSettings(epochs=4, batch_size=64),
+        search=SearchSection(portions=2, factor=2),
+        budget=Budget(max_drop_points=5),
+    )
+
+
+def test_after_each_portion_a_shape_has_had_factor_times_as_many_epochs() -> None:
+    assert portions(27, 3, 4) == (1, 2, 6, 18)
+    assert sum(portions(20, 3, 3)) == 20
+    assert portions(1, 3, 3) == (1,)
+
+
+def test_what_is_expected_of_a_network_is_its_speed_if_it_stays_within_the_budget_else_nothing() -> None:
+    budget = Budget(max_drop_points=1.0)
+
+    assert merit(budget, math.log(4), -5, 0.5) == pytest.approx(math.log(4))
+    assert merit(budget, math.log(4), 1.0, 0.5) == pytest.approx(math.log(4) / 2)
+    assert merit(budget, math.log(4), 9, 0.5) == pytest.approx(0)
+    assert merit(Budget(objective="most-accurate"), math.log(4), 0.3, 0.5) == -0.3
+
+
+def test_a_shape_is_spelled_as_a_student() -> None:
+    assert SPACE.size == 6
+    assert SPACE.spec({"depth.layer1": 2, "width": 0.5}) == "depth:2+width:0.5"
+    assert SPACE.spec(SPACE.teacher) == ""
+    assert [SPACE.chosen(SPACE.indices(shape)) for shape in SPACE] == list(SPACE)
+
+
+def test_a_search_ends_with_a_report_and_goes_on_with_resume(recipe: Recipe, tmp_path: Path) -> None:
+    report = search.compress_within(recipe, tmp_path / "run", limit_s=3600, trials=3)
+
+    tried = record_of(_study(tmp_path / "run" / "study.journal")).trials
+    assert tried[0].student == ""
+    assert tried[0].status == "finished"
+    assert {one.worker for one in tried} == {"run"}
+    assert all(one.why for one in tried if one.status == "stopped")
+    assert (tmp_path / "run" / "model.onnx").exists()
+    assert report.measurements[0].name == "original"
+    resumed = search.compress_within(recipe, tmp_path / "run", limit_s=3600, trials=1, resume=True)
+    assert len(record_of(_study(tmp_path / "run" / "study.journal")).trials) == len(tried) + 1
+    assert resumed.measurements[0].accuracy == report.measurements[0].accuracy
+
+
+def test_workers_share_a_study_and_the_best_networks_are_compared(recipe: Recipe, tmp_path: Path) -> None:
+    with running(tmp_path / "postgres") as url:
+        for worker, trials in (("first", 2), ("second", 1)):
+            found = search.join(
+                recipe, tmp_path / "out", storage=url, study="bars", worker=worker, limit_s=3600, trials=trials
+            )
+        report = search.conclude(recipe, tmp_path / "out", storage=url, study="bars")
+        other = recipe.model_copy(update={"budget": Budget(max_drop_points=1)})
+        with pytest.raises(UsageError, match="The study 'bars' is about another model, other data, another target or"):
+            search.join(other, tmp_path / "out", storage=url, study="bars", worker="third", limit_s=1)
+
+    assert {one.worker for one in found.trials} == {"first", "second"}
+    assert [one.number for one in found.trials] == [0, 1, 2]
+    assert (tmp_path / "out" / "result" / "model.onnx").exists()
+    students = {f"student-{one.number}" for one in found.trials if one.status == "finished" and one.student}
+    assert {row.name for row in report.measurements if row.name.startswith("student")} <= students | {
+        f"{name}-{form}" for name in students for form in ("int8", "int8-mixed", "fp16")
+    }
+
+
+WORKER = """
+import sys, time
+from tlc.compress import study
+from tlc.compress.space import Choice, Space
+space = Space((Choice("depth.layer1", "depth", (1, 2, 3), 3), Choice("width", "width", (0.5, 1.0), 1.0)))
+study._HEARTBEAT_S, study._GRACE_S = 1, 3
+def tried(trial):
+    value = sum(trial.suggest_int(choice.name, 0, len(choice.values) - 1) for choice in space.choices)
+    print(trial.number, flush=True)
+    time.sleep(float(sys.argv[3]))
+    return value
+opened = study.open_study(sys.argv[1], "killed", space=space, sampler="random", seed=int(sys.argv[2]), about="x")
+opened.optimize(tried, n_trials=int(sys.argv[4]))
+"""
+
+
+def test_a_killed_worker_loses_its_own_trial_alone_and_another_takes_that_up(tmp_path: Path) -> None:
+    def worker(url: str, seed: int, trial_s: float, trials: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", WORKER, url, str(seed), str(trial_s), str(trials)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+    with running(tmp_path / "postgres") as url:
+        killed = worker(url, 0, 600, 1)
+        assert killed.stdout
+        number = int(killed.stdout.readline())
+        pair = [worker(url, seed, 0.2, 4) for seed in (1, 2)]
+        assert [one.wait() for one in pair] == [0, 0]
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        time.sleep(4)
+        assert worker(url, 3, 0.2, 3).wait() == 0
+        trials = optuna.load_study(study_name="killed", storage=url).trials
+
+    states = [one.state for one in trials]
+    assert states[number] == TrialState.FAIL
+    assert states.count(TrialState.COMPLETE) == 11
+    assert len(states) == 12
+    retried = [one for one in trials if RetryHeartbeatStaleTrialCallback.retried_trial_number(one) == number]
+    assert [one.params for one in retried] == [trials[number].params]
+
+
+def test_what_cannot_be_searched_is_refused_before_any_work(recipe: Recipe, tmp_path: Path) -> None:
+    given = recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"student": "depth:0.5"})})
+    with pytest.raises(UsageError, match=r"student = depth:0\.5 says what the student is"):
+        search.compress_within(given, tmp_path / "out", limit_s=60)
+    with pytest.raises(TlcError, match=r"A search measures where jetson-orin runs, and not here: "):
+        search.compress_within(recipe.model_copy(update={"target": "jetson-orin"}), tmp_path / "out", limit_s=60)
+    small = write_bars(tmp_path / "few.npz", count=200)
+    few = recipe.model_copy(update={"data": DataSection(path=small)})
+    with pytest.raises(TlcError, match=r"training samples are too few to train a student on \(limit 1000\)"):
+        search.compress_within(few, tmp_path / "out", limit_s=60)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("storage", "said"),
+    [
+        (
+            "postgresql+psycopg://tlc:secret@127.0.0.1:1/none",
+            r"Cannot use postgresql\+psycopg://tlc:\*\*\*@127.0.0.1:1",
+        ),
+        ("nosuch://here/x", "Cannot use nosuch://here/x"),
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_named_without_its_password(storage: str, said: str) -> None:
+    with pytest.raises(TlcError, match=said):
+        open_study(storage, "x", space=SPACE, sampler="tpe", seed=0, about="x")
+
+
+def _study(journal: Path) -> optuna.Study:
+    return optuna.load_study(
+        study_name=STUDY,
+        storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal))),
+    )
