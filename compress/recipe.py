@@ -104,7 +104,8 @@ class SearchSection(_Section):
     """How a network is searched for, where there is a time limit."""
 
     sampler: Sampler = "tpe"
-    """What proposes shapes after the first few: tpe (Watanabe 2023, arXiv 2304.11127), random, grid or nsga2."""
+    """What proposes shapes: tpe (Watanabe 2023, arXiv 2304.11127) after those that the latency table points to, or
+    random, grid or nsga2 alone."""
     portions: int = Field(3, ge=1, le=6)
     """In how many portions a shape is trained; between two of them it may be given up."""
     factor: int = Field(3, ge=2)

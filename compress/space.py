@@ -1,18 +1,24 @@
 """What a search may choose: the shapes of students that can be made of a network, as `--student` spells them."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+import math
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from tlc.compress.model import Model
 from tlc.compress.plan import Network
-from tlc.compress.student import block_groups, check_student
+from tlc.compress.student import BlockGroup, block_groups, remove_blocks
 from tlc.compress.text_layers import transformer_layers
 from tlc.compress.text_student import check_text_student
+from tlc.compress.width import with_width
 from tlc.runtime.errors import TlcError
 
 Value = int | float
 
+_WIDTH = "width"
 _WIDTHS = (0.5, 0.75, 1.0, 1.5, 2.0)
 _SHARES = (0.25, 0.5, 0.75, 1.0)
 
@@ -40,10 +46,7 @@ class Space:
     @property
     def size(self) -> int:
         """Number of shapes, the teacher's included."""
-        count = 1
-        for choice in self.choices:
-            count *= len(choice.values)
-        return count
+        return math.prod(len(choice.values) for choice in self.choices)
 
     def positions(self) -> dict[str, list[int]]:
         """Return by name where the values of every choice stand, from 0."""
@@ -54,8 +57,11 @@ class Space:
         parts = []
         for part, group in itertools.groupby(self.choices, key=lambda choice: choice.part):
             choices = list(group)
+            values = [chosen[choice.name] for choice in choices]
+            if part == _WIDTH and len(set(values)) == 1:
+                values = values[:1]  # of all layers, not only of those in a group
             if any(chosen[choice.name] != choice.teacher for choice in choices):
-                parts.append(f"{part}:{','.join(f'{chosen[choice.name]:.6g}' for choice in choices)}")
+                parts.append(f"{part}:{','.join(f'{value:.6g}' for value in values)}")
         return "+".join(parts)
 
     @property
@@ -65,8 +71,9 @@ class Space:
 
     @property
     def widths(self) -> tuple[Value, ...]:
-        """Return the widths among the choices, at least that of the network itself."""
-        return next((choice.values for choice in self.choices if choice.name == "width"), (1.0,))
+        """Return the widths that all groups can have, at least that of the network itself."""
+        sets = [set(choice.values) for choice in self.choices if choice.part == _WIDTH]
+        return tuple(sorted(set.intersection(*sets))) if sets else (1.0,)
 
     def chosen(self, indices: Mapping[str, int]) -> dict[str, Value]:
         """Return the values at `indices`."""
@@ -76,17 +83,26 @@ class Space:
         """Return where the values stand among their choice's."""
         return {choice.name: choice.values.index(chosen[choice.name]) for choice in self.choices}
 
-    def __iter__(self) -> Iterator[dict[str, Value]]:
-        """Yield all shapes."""
-        names = [choice.name for choice in self.choices]
-        for values in itertools.product(*(choice.values for choice in self.choices)):
-            yield dict(zip(names, values, strict=True))
+    def even(self, most: int, seed: int) -> list[dict[str, Value]]:
+        """Return the shapes whose groups are all of one width, or `most` of them, drawn at random."""
+        choices = [choice for choice in self.choices if choice.part != _WIDTH]
+        lengths = [len(self.widths), *(len(choice.values) for choice in choices)]
+        total = math.prod(lengths)
+        numbers: Sequence[int] = range(total)
+        if total > most:
+            numbers = random.Random(seed).sample(numbers, most)
+        found = []
+        for number in numbers:
+            width, *indices = map(int, np.unravel_index(number, lengths))
+            shape = {choice.name: choice.values[index] for choice, index in zip(choices, indices, strict=True)}
+            found.append({one.name: shape.get(one.name, self.widths[width]) for one in self.choices})
+        return found
 
 
 def space_of(model: Network) -> Space:
     """Return the shapes of students that can be made of `model`.
 
-    Of images: how many blocks each group keeps, and the width of all layers. Of texts: layers, heads, inner width.
+    Of images: how many blocks each group keeps, and its width. Of texts: layers, heads, inner width.
     Raises TlcError for a network of which nothing can be left out.
     """
     choices = _image_choices(model) if isinstance(model, Model) else _text_choices(model)
@@ -101,17 +117,40 @@ def space_of(model: Network) -> Space:
 def _image_choices(model: Model) -> list[Choice]:
     groups = block_groups(model)
     choices = []
-    for group in groups:
-        members = len(group.members)
-        counts: tuple[Value, ...] = tuple(range(max(1, members - len(group.removable)), members + 1))
+    for group, fewest in zip(groups, _fewest(groups), strict=True):
+        counts: tuple[Value, ...] = tuple(range(fewest, len(group.members) + 1))
         if len(groups) == 1:  # a single number is a share of what can be removed
             removable = len(group.removable)
             counts = tuple(kept / removable for kept in range(1, removable + 1))
         choices.append(Choice(f"depth.{group.name}" if group.name else "depth", "depth", counts, counts[-1]))
-    widths = tuple(width for width in _WIDTHS if width == 1 or _possible(model, f"width:{width:g}"))
-    if len(widths) > 1:
-        choices.append(Choice("width", "width", widths, 1.0))
-    return choices
+    return [*choices, *_widths(model, groups)]
+
+
+def _widths(model: Model, groups: Sequence[BlockGroup]) -> list[Choice]:
+    """Return a choice of width for each group, or one for all layers; what can be made is tried on few blocks."""
+    few = [len(group.members) - count for group, count in zip(groups, _fewest(groups), strict=True)]
+    gone = [name for group, count in zip(groups, few, strict=True) for name in group.removable[:count]]
+    small = remove_blocks(model, gone)
+    names = [group.name for group in groups]
+    found = []
+    for index in range(max(1, len(groups))):
+
+        def possible(width: float, index: int = index) -> bool:
+            factors = tuple(width if other == index else 1.0 for other in range(len(groups)))
+            try:
+                with_width(small, factors if len(groups) > 1 else width, names)
+            except TlcError:
+                return False
+            return True
+
+        narrower, wider = possible(_WIDTHS[0]), possible(_WIDTHS[-1])
+        widths = tuple(width for width in _WIDTHS if width == 1 or (narrower if width < 1 else wider))
+        found.append(Choice(f"{_WIDTH}.{names[index]}" if len(groups) > 1 else _WIDTH, _WIDTH, widths, 1.0))
+    return found if any(len(choice.values) > 1 for choice in found) else []
+
+
+def _fewest(groups: Sequence[BlockGroup]) -> list[int]:
+    return [max(1, len(group.members) - len(group.removable)) for group in groups]
 
 
 def _text_choices(model: Network) -> list[Choice]:
@@ -129,10 +168,7 @@ def _text_choices(model: Network) -> list[Choice]:
 
 def _possible(model: Network, spec: str) -> bool:
     try:
-        if isinstance(model, Model):
-            check_student(model, spec)
-        else:
-            check_text_student(model, spec)
+        check_text_student(model, spec)
     except TlcError:
         return False
     return True

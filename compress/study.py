@@ -21,6 +21,8 @@ from tlc.runtime.search_report import SearchRecord, TrialRecord
 _HEARTBEAT_S = 20
 _GRACE_S = 90
 _RETRIES = 3
+_LARGEST_GRID = 10_000
+"""Shapes; Optuna lists them all."""
 _STATUS: dict[TrialState, Literal["finished", "stopped", "failed", "running"]] = {
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "stopped",
@@ -79,7 +81,7 @@ def open_study(storage: str, name: str, *, space: Space, sampler: Sampler, seed:
     `about` says what is searched: model, data, target and budget.
 
     Raises:
-        UsageError: the study is about something else.
+        UsageError: the study is about something else, or there are too many shapes for a grid.
         TlcError: as `open_storage`.
 
     """
@@ -105,6 +107,11 @@ def open_study(storage: str, name: str, *, space: Space, sampler: Sampler, seed:
 
 def _sampler(kind: Sampler, space: Space, seed: int) -> BaseSampler:
     if kind == "grid":
+        if space.size > _LARGEST_GRID:
+            raise UsageError(
+                f"A grid of {space.size} shapes is never finished (limit {_LARGEST_GRID}).",
+                hint="Set search.sampler to tpe, nsga2 or random.",
+            )
         return GridSampler(space.positions(), seed=seed)
     if kind == "random":
         return RandomSampler(seed=seed)

@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tlc.compress.cost import macs, parameters
 from tlc.compress.estimate import seconds_per_sample
 from tlc.compress.events import Emit, StageDone
-from tlc.compress.latency_table import latency_table
+from tlc.compress.latency_table import LatencyTable, latency_table
 from tlc.compress.measure import Candidate, latencies, speedup
 from tlc.compress.model import Model
 from tlc.compress.pipeline import Pipeline, Version
@@ -38,8 +38,8 @@ from tlc.runtime.artifact import sha256_file
 from tlc.runtime.budget import Budget
 from tlc.runtime.errors import TlcError
 
-FIRST_SPEEDUP = 4.0
-"""Over the original, of the first student."""
+_FIRST_STRIDE = 2.5
+"""How much faster than the original in INT8 the first student is."""
 _STRIDE = 1.4
 """How much faster than the fastest that keeps the budget the next shape is, where none is known to miss it."""
 _CLOSE = 1.1
@@ -50,8 +50,10 @@ _MOST_BUILT = 12
 _NEAR_RATIO = 0.08
 _LEARNS_RATIO = 0.5
 """Standard deviation of what more training brings, over what it brought to others."""
-_TRAINING_SHARE = 0.25
+_TRAINING_SHARE = 0.2
 """Of the time limit, for the longest training of one shape."""
+_STUDENT_COST = 0.4
+"""Of training the original: what a student that is worth training takes."""
 _MOST_EPOCHS = 60
 _RUNNING = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -84,7 +86,7 @@ def most_epochs(plan: Plan, limit_s: float) -> int:
     if plan.recipe.train.epochs is not None:
         return plan.recipe.train.epochs
     step_s, _forward_s = seconds_per_sample(plan, plan.model.module)
-    fitting = round(_TRAINING_SHARE * limit_s / (step_s * len(plan.splits.fit)))
+    fitting = round(_TRAINING_SHARE * limit_s / (_STUDENT_COST * step_s * len(plan.splits.fit)))
     settings = plan.recipe.search
     fewest: int = settings.factor ** (settings.portions - 1)
     return min(_MOST_EPOCHS, max(fewest, fitting))
@@ -121,11 +123,8 @@ class Trials:
         self._take_up_own()
         if not self.study.trials:
             self.study.enqueue_trial(self.space.indices(self.space.teacher))
-            self._queue_shape_of_speed(FIRST_SPEEDUP)
         if self.deadline.left_s:
-            self.study.optimize(
-                self._tried, n_trials=count, timeout=self.deadline.left_s, callbacks=[self._queue_between]
-            )
+            self.study.optimize(self._tried, n_trials=count, timeout=self.deadline.left_s, callbacks=[self._queue_next])
 
     def version(self, name: str, found: StageResult) -> Version:
         """Export the network that `found` holds."""
@@ -144,7 +143,10 @@ class Trials:
             raise self._stopped(trial, spec, "tried before")
         if not spec:
             return self._finished(trial, spec, self.original, self._held_out(self.original, self.original.deployed))
-        times = measure_shapes(self.work, self.network, [spec], self.runner, cache=self.run.cache, emit=self.emit)
+        try:
+            times = measure_shapes(self.work, self.network, [spec], self.runner, cache=self.run.cache, emit=self.emit)
+        except TlcError as error:  # widths that do not go together, an operator that does not run
+            raise self._stopped(trial, spec, error.message) from error
         faster = times[ORIGINAL] / times[spec]
         trial.set_user_attr("speedup", faster)
         if reason := self._hopeless(times[spec], faster):
@@ -257,20 +259,22 @@ class Trials:
         return float(self.run.stage("reference", inputs, make).found["accuracy"])
 
     @cached_property
-    def _predicted(self) -> list[tuple[float, dict[str, Value]]]:
-        """Shapes with the speed-up that the latency table predicts; nothing where there are few to try."""
-        if self.space.size <= _FEW_SHAPES:
-            return []
-        table = latency_table(
+    def _table(self) -> LatencyTable:
+        return latency_table(
             self.work, self.network, self.runner, cache=self.run.cache, widths=self.space.widths, emit=self.emit
         )
-        shapes = [shape for shape in self.space if self.space.spec(shape)]
-        if len(shapes) > _MOST_PREDICTED:
-            shapes = random.Random(self.plan.recipe.seed).sample(shapes, _MOST_PREDICTED)
+
+    @cached_property
+    def _predicted(self) -> list[tuple[float, dict[str, Value]]]:
+        """Shapes of one width with the speed-up that the latency table predicts; nothing where there are few to try."""
+        if self.space.size <= _FEW_SHAPES:
+            return []
         found = []
-        for shape in shapes:
+        for shape in self.space.even(_MOST_PREDICTED, self.plan.recipe.seed):
+            if shape == self.space.teacher:
+                continue
             try:
-                found.append((table.original_ms / table.predict(self.space.spec(shape)).p50_ms, shape))
+                found.append((self._table.original_ms / self._table.predict(self.space.spec(shape)).p50_ms, shape))
             except TlcError:
                 continue  # of no shape that the table was fitted to; the sampler may still propose it
         return found
@@ -290,22 +294,30 @@ class Trials:
             chosen = max(near, key=lambda shape: self._arithmetic(self.space.spec(shape)))
             self.study.enqueue_trial(self.space.indices(chosen), skip_if_exists=True)
 
-    def _queue_between(self, _study: optuna.Study, _trial: FrozenTrial) -> None:
-        """Queue a shape between the fastest that keeps the budget and the slowest of the faster ones that miss it."""
-        if self.budget.objective != "fastest":
+    def _queue_next(self, _study: optuna.Study, _trial: FrozenTrial) -> None:
+        """Queue a shape between the fastest that keeps the budget and the slowest of the faster ones that miss it.
+
+        What others are at counts as missed, so that workers spread out. Where another thing is wanted than speed, the
+        first student alone is chosen like this; samplers other than tpe are left alone, to be compared with.
+        """
+        if self.settings.sampler != "tpe" or not self._predicted:
             return
-        limit = self.budget.max_drop_points
-        kept, missed = [1.0], []
-        for one in self._others(None, TrialState.COMPLETE, TrialState.PRUNED):
+        kept, missed, students = [1.0], [], 0
+        for one in self._others(None, *_RUNNING):
             known = one.user_attrs
-            if "drop_points" in known and known["drop_points"] <= limit:
+            trained = bool(known.get("drops_points")) or (one.state == TrialState.RUNNING and "speedup" in known)
+            students += trained
+            if known.get("drop_points", math.inf) <= self.budget.max_drop_points:
                 kept.append(known["speedup"])
-            elif known.get("drops_points"):
+            elif trained:
                 missed.append(known["speedup"])
-        fastest = max(kept)
-        above = min((speed for speed in missed if speed > fastest), default=fastest * _STRIDE**2)
+        if students and self.budget.objective != "fastest":
+            return
+        fastest, stride = max(kept), _STRIDE if students else _FIRST_STRIDE
+        above = min((speed for speed in missed if speed > fastest), default=fastest * stride**2)
         if above / fastest > _CLOSE:
-            self._queue_shape_of_speed(math.sqrt(fastest * above))
+            needed = self._table.original_ms / self.budget.max_latency_ms if self.budget.max_latency_ms else 1.0
+            self._queue_shape_of_speed(max(math.sqrt(fastest * above), needed * (1 + _NEAR_RATIO)))
 
     def _arithmetic(self, spec: str) -> int:
         """Return the multiply-accumulates of a shape; of a text model the parameters, which they go with."""

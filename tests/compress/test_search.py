@@ -20,9 +20,10 @@ from tlc.calibration.cache import prepare
 from tlc.calibration.data import read_data
 from tlc.compress import search
 from tlc.compress.inputs import PreprocessOptions
+from tlc.compress.plan import make_plan
 from tlc.compress.recipe import DataSection, ModelSection, Recipe, SearchSection
 from tlc.compress.search import STUDY
-from tlc.compress.space import Choice, Space
+from tlc.compress.space import Choice, Space, space_of
 from tlc.compress.study import open_study, record_of
 from tlc.compress.train import TrainSettings
 from tlc.compress.trials import merit, portions
@@ -30,6 +31,7 @@ from tlc.runtime.budget import Budget
 from tlc.runtime.errors import TlcError, UsageError
 
 TINY = Path(__file__).parents[1] / "support" / "tiny.py"
+WIDTHS = ((0.5, 1.0), (0.5, 1.0, 2.0), (0.5, 1.0, 2.0))
 SPACE = Space((Choice("depth.layer1", "depth", (1, 2, 3), 3), Choice("width", "width", (0.5, 1.0), 1.0)))
 
 
@@ -79,7 +81,37 @@ def test_a_shape_is_spelled_as_a_student() -> None:
     assert SPACE.size == 6
     assert SPACE.spec({"depth.layer1": 2, "width": 0.5}) == "depth:2+width:0.5"
     assert SPACE.spec(SPACE.teacher) == ""
-    assert [SPACE.chosen(SPACE.indices(shape)) for shape in SPACE] == list(SPACE)
+    shapes = SPACE.even(100, seed=0)
+    assert len({SPACE.spec(shape) for shape in shapes}) == 6
+    assert [SPACE.chosen(SPACE.indices(shape)) for shape in shapes] == shapes
+
+
+def test_groups_have_widths_of_their_own_and_few_shapes_of_one_width_are_drawn_of_many() -> None:
+    depths = tuple(Choice(f"depth.{group}", "depth", tuple(range(1, 10)), 9) for group in "abc")
+    widths = tuple(Choice(f"width.{group}", "width", values, 1.0) for group, values in zip("abc", WIDTHS, strict=True))
+    space = Space((*depths, *widths))
+
+    assert space.size == 9**3 * 2 * 3 * 3
+    assert space.widths == (0.5, 1.0)
+    assert space.spec({**space.teacher, "width.b": 2.0}) == "width:1,2,1"
+    assert space.spec({**space.teacher, **dict.fromkeys(("width.a", "width.b", "width.c"), 0.5)}) == "width:0.5"
+    drawn = [space.spec(shape) for shape in space.even(50, seed=0)]
+    assert len(set(drawn)) == 50
+    assert drawn == [space.spec(shape) for shape in space.even(50, seed=0)]
+    assert all(spec.rpartition("width:")[2] == "0.5" for spec in drawn if "width" in spec)
+
+
+def test_a_search_space_holds_what_a_network_can_become(recipe: Recipe) -> None:
+    space = space_of(make_plan(recipe).model)
+
+    assert [choice.part for choice in space.choices] == ["depth", "width"]
+    assert space.size == len(space.choices[0].values) * len(space.choices[1].values)
+
+
+def test_a_grid_too_large_to_finish_is_refused(tmp_path: Path) -> None:
+    choices = tuple(Choice(f"depth.{group}", "depth", tuple(range(30)), 29) for group in "abc")
+    with pytest.raises(UsageError, match=r"A grid of 27000 shapes is never finished \(limit 10000\)"):
+        open_study(str(tmp_path / "study"), "x", space=Space(choices), sampler="grid", seed=0, about="x")
 
 
 def test_a_search_ends_with_a_report_and_goes_on_with_resume(recipe: Recipe, tmp_path: Path) -> None:

@@ -1,0 +1,143 @@
+"""A run of `benchmarks/cifar10_search.sh` beside the INT8 files that other tools make of the same network.
+
+    OMP_NUM_THREADS=1 python benchmarks/cifar10_peers.py ASSETS RUN... --modelopt PYTHON
+
+ASSETS is as for `cifar10.sh`, each RUN a folder that `tlc compress` wrote for that network. All files run in ONNX
+Runtime, one thread, batch 1, in one interleaved session; speed-ups are over the plain float32 file. The others get that
+file, 300 training images, and their defaults: NNCF's post-training quantisation, ONNX Runtime's static quantisation
+(Q/DQ, after its own preprocessing; also per channel), and NVIDIA's ModelOpt.
+
+ModelOpt pins other versions of onnx and onnxruntime: PYTHON is the interpreter of an environment of its own, made with
+`uv venv modelopt && uv pip install -p modelopt/bin/python "nvidia-modelopt[onnx]"`.
+"""
+
+import argparse
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import nncf
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from tlc.calibration.calibration_set import balanced_indices
+from tlc.compress.plan import make_plan
+from tlc.compress.recipe import read_recipe
+from tlc.export.quiet import quiet
+from tlc.runtime.latency import disturbance, measure_interleaved, speedup
+from tlc.runtime.session import Session
+from tlc.runtime.sessions import open_session
+
+IMAGES = 64
+ROUNDS = 40
+CALIBRATION = 300
+PLAIN = "original, FP32"
+COLUMNS = "| file | size, kB | p50, ms | speed-up, 99 % | accuracy, % | change, points (95 %) |"
+MODELOPT = """
+import sys, numpy
+from modelopt.onnx.quantization import quantize
+source, calibration, out = sys.argv[1:]
+quantize(source, quantize_mode="int8", calibration_data={"input": numpy.load(calibration)}, calibration_eps=["cpu"],
+         high_precision_dtype="fp32", output_path=out)
+"""
+
+Images = NDArray[np.float32]
+
+
+class Reader(CalibrationDataReader):  # type: ignore[misc]
+    """One image after the other."""
+
+    def __init__(self, images: Images) -> None:
+        self.left = iter(images)
+
+    def get_next(self) -> dict[str, Images] | None:
+        """Return the next one."""
+        image = next(self.left, None)
+        return None if image is None else {"input": image[None]}
+
+
+def others(plain: Path, images: Images, folder: Path, modelopt: Path | None) -> Iterator[tuple[str, Path]]:
+    """Yield what other tools make of the float32 file."""
+    ptq = folder / "nncf.onnx"
+    onnx.save(nncf.quantize(onnx.load(plain), nncf.Dataset([{"input": image[None]} for image in images])), ptq)
+    yield "NNCF PTQ", ptq
+    ready = folder / "ready.onnx"
+    quant_pre_process(plain, ready)
+    for per_channel in (False, True):
+        static = folder / f"static-{per_channel}.onnx"
+        quantize_static(ready, static, Reader(images), per_channel=per_channel)
+        yield f"ONNX Runtime static{', per channel' if per_channel else ''}", static
+    if modelopt is not None:
+        calibration, out = folder / "calibration.npy", folder / "modelopt.onnx"
+        np.save(calibration, images)
+        subprocess.run([modelopt, "-c", MODELOPT, plain, calibration, out], check=True, capture_output=True)
+        yield "ModelOpt INT8", out
+
+
+def run_of(session: Session, feeds: list[dict[str, Any]]) -> Callable[[], object]:
+    """Return a function that runs the next of `feeds`, over and over."""
+    turns = cycle(feeds)
+    return lambda: session.run(next(turns))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("assets", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--modelopt", type=Path)
+    given = parser.parse_args()
+    assets = given.assets / "cifar10"
+    settings = {
+        "model.path": assets / "resnet56-cifar10.pt",
+        "model.arch": f"{assets / 'cifar_resnet.py'}:resnet56",
+        "model.preprocess": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "resize": "none"},
+        "data.path": assets / "images.zip",
+    }
+    plan = make_plan(read_recipe(None, settings))
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        work = plan.start(Path(scratch))
+        plain = Path(scratch) / "plain.onnx"
+        fit, part = work.data.fit, work.data.evaluation
+        images = fit.batch(balanced_indices(work.labels(fit), CALIBRATION, seed=0))
+        with quiet():
+            work.export(plan.model, plain)
+            files = {PLAIN: plain, **dict(others(plain, images, Path(scratch), given.modelopt))}
+        files |= {f"tlc: {run.name}": run / "model.onnx" for run in given.runs}
+        feeds = [{"input": part.batch([index])} for index in range(IMAGES)]
+        sessions = {name: stack.enter_context(open_session(path, plan.target)) for name, path in files.items()}
+        runs = {name: run_of(session, feeds) for name, session in sessions.items()}
+        measured = measure_interleaved(runs, rounds=ROUNDS, block=IMAGES)
+        answers = {name: work.answers(session, part) for name, session in sessions.items()}
+        sizes = {name: path.stat().st_size for name, path in files.items()}
+    print(f"ONNX Runtime {onnxruntime.__version__}, NNCF {nncf.__version__}.\n")
+    print(COLUMNS)
+    print("|:--|--:|--:|--:|--:|--:|")
+    for name in files:
+        gain = speedup(measured[PLAIN], measured[name])
+        score, change = work.score(answers[name], part), work.change(answers[PLAIN], answers[name], part)
+        points = change.change_points
+        print(
+            f"| {name} | {sizes[name] / 1e3:.0f} | {measured[name].p50_ms:.3f} "
+            f"| {gain.estimate:.2f} [{gain.low:.2f}, {gain.high:.2f}] "
+            f"| {100 * score.top1:.2f} | {points.estimate:+.2f} [{points.low:+.2f}, {points.high:+.2f}] |"
+        )
+    ours = {name: measured[name].p50_ms for name in files if name.startswith("tlc: ")}
+    best = min((name for name in files if name != PLAIN and name not in ours), key=lambda name: measured[name].p50_ms)
+    for name in ours:
+        gain = speedup(measured[best], measured[name])
+        print(f"\n{name} over {best}: {gain.estimate:.2f} [{gain.low:.2f}, {gain.high:.2f}]")
+    if busy := disturbance(measured):
+        print(f"\n{busy}")
+
+
+if __name__ == "__main__":
+    main()
