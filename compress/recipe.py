@@ -110,8 +110,8 @@ class SearchSection(_Section):
     """In how many portions a shape is trained; between two of them it may be given up."""
     factor: int = Field(3, ge=2)
     """One shape in so many is trained on after each portion, for so many times as many epochs in all."""
-    finalists: int = Field(3, ge=1, le=10)
-    """How many of the best students are measured on the evaluation part."""
+    finalists: int = Field(5, ge=1, le=10)
+    """How many of the best students are measured on the evaluation part at the end."""
 
 
 class Recipe(_Section):

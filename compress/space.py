@@ -18,7 +18,7 @@ from tlc.runtime.errors import TlcError
 
 Value = int | float
 
-_WIDTH = "width"
+_DEPTH, _WIDTH = "depth", "width"
 _WIDTHS = (0.5, 0.75, 1.0, 1.5, 2.0)
 _SHARES = (0.25, 0.5, 0.75, 1.0)
 
@@ -75,6 +75,10 @@ class Space:
         sets = [set(choice.values) for choice in self.choices if choice.part == _WIDTH]
         return tuple(sorted(set.intersection(*sets))) if sets else (1.0,)
 
+    def keeps_blocks(self, chosen: Mapping[str, Value]) -> bool:
+        """Return whether the blocks that a shape keeps are as they were."""
+        return all(chosen[one.name] == one.teacher for one in self.choices if one.part != _DEPTH)
+
     def chosen(self, indices: Mapping[str, int]) -> dict[str, Value]:
         """Return the values at `indices`."""
         return {choice.name: choice.values[indices[choice.name]] for choice in self.choices}
@@ -122,7 +126,7 @@ def _image_choices(model: Model) -> list[Choice]:
         if len(groups) == 1:  # a single number is a share of what can be removed
             removable = len(group.removable)
             counts = tuple(kept / removable for kept in range(1, removable + 1))
-        choices.append(Choice(f"depth.{group.name}" if group.name else "depth", "depth", counts, counts[-1]))
+        choices.append(Choice(f"{_DEPTH}.{group.name}" if group.name else _DEPTH, _DEPTH, counts, counts[-1]))
     return [*choices, *_widths(model, groups)]
 
 
@@ -158,7 +162,7 @@ def _text_choices(model: Network) -> list[Choice]:
     choices = []
     if layers > 1:
         kept = tuple(count / layers for count in range(1, layers + 1))
-        choices.append(Choice("depth", "depth", kept, 1.0))
+        choices.append(Choice(_DEPTH, _DEPTH, kept, 1.0))
     for part in ("heads", "intermediate"):
         shares = tuple(share for share in _SHARES if share == 1 or _possible(model, f"{part}:{share:g}"))
         if len(shares) > 1:

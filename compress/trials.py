@@ -115,7 +115,8 @@ class Trials:
         self.work, self.runner = self.pipeline.work, self.pipeline.runner
         self.original = self.pipeline.original()
         self.network: Network = self.work.load(self.original.stage.path, self.original.arch)
-        self.reference = self._reference()
+        self._held_out_accuracy = self._held_out(self.original, self.original.deployed)
+        self.reference, self._reference_deviation_points = self._reference()
         self._epoch_s: dict[str, float] = {}
 
     def try_shapes(self, count: int | None) -> None:
@@ -142,7 +143,7 @@ class Trials:
         if any(one.get("spec") == spec and not one.get("out_of_time") for one in others):
             raise self._stopped(trial, spec, "tried before")
         if not spec:
-            return self._finished(trial, spec, self.original, self._held_out(self.original, self.original.deployed))
+            return self._finished(trial, spec, self.original, self._held_out_accuracy, self._noise_points)
         try:
             times = measure_shapes(self.work, self.network, [spec], self.runner, cache=self.run.cache, emit=self.emit)
         except TlcError as error:  # widths that do not go together, an operator that does not run
@@ -153,7 +154,8 @@ class Trials:
             raise self._stopped(trial, spec, reason)
         stage = self._trained(trial, spec, faster)
         trial.set_user_attr("network", {"path": str(stage.path.absolute()), "key": stage.key})
-        return self._finished(trial, spec, self.version(f"student-{trial.number}", stage), self.reference)
+        version = self.version(f"student-{trial.number}", stage)
+        return self._finished(trial, spec, version, self.reference, self._deviation_points)
 
     def _trained(self, trial: optuna.Trial, spec: str, faster: float) -> StageResult:
         """Train a shape for as long as it promises more than others."""
@@ -178,7 +180,9 @@ class Trials:
                 raise self._stopped(trial, spec, f"{-drops[-1]:+.2f} points after {done} epochs, others promise more")
         return stage
 
-    def _finished(self, trial: optuna.Trial, spec: str, version: Version, reference: float) -> float:
+    def _finished(
+        self, trial: optuna.Trial, spec: str, version: Version, reference: float, deviation_points: float
+    ) -> float:
         """Return what the best file of a network is worth, judged on the held-out part."""
         files = self.pipeline.quantized(version, "int8", trained=bool(spec))
         if not files:
@@ -191,7 +195,7 @@ class Trials:
             drop_points = 100 * (reference - self._held_out(version, one.path))
             faster = speedup(found["original"], found[one.name]).estimate
             gain = self._gain(faster, one.path.stat().st_size)
-            worth.append((merit(self.budget, gain, drop_points, self._noise_points), faster, drop_points))
+            worth.append((merit(self.budget, gain, drop_points, deviation_points), faster, drop_points))
         value, faster, drop_points = max(worth)
         trial.set_user_attr("speedup", faster)
         trial.set_user_attr("drop_points", drop_points)
@@ -240,11 +244,13 @@ class Trials:
             self._epoch_s[spec] = stage.seconds / epochs
         return stage
 
-    def _reference(self) -> float:
-        """Return the original's accuracy on the evaluation part, which the budget is a difference from.
+    def _reference(self) -> tuple[float, float]:
+        """Return the accuracy that students are held against on the held-out part, and its deviation in points.
 
-        On the held-out part it says nothing: the original was fine-tuned on that. No other file is judged on the
-        evaluation part before the search has ended.
+        The original was fine-tuned on the held-out part and knows it by heart; a student that was made of it inherits
+        some of that. What the original would score there without is its accuracy on the evaluation part; how much a
+        student inherits is anybody's guess, so halfway between is taken, with the deviation of a uniform distribution.
+        No other file is judged on the evaluation part before the search has ended.
         """
 
         def make(_folder: Path) -> dict[str, Any]:
@@ -256,7 +262,9 @@ class Trials:
             }
 
         inputs = {"onnx": sha256_file(self.original.deployed), "runtime": self.runner.runtime, **self.pipeline.common}
-        return float(self.run.stage("reference", inputs, make).found["accuracy"])
+        new = float(self.run.stage("reference", inputs, make).found["accuracy"])
+        known = self._held_out_accuracy
+        return (new + known) / 2, 100 * abs(known - new) / math.sqrt(12)
 
     @cached_property
     def _table(self) -> LatencyTable:
@@ -282,7 +290,8 @@ class Trials:
     def _queue_shape_of_speed(self, wanted: float) -> None:
         """Queue the shape of most arithmetic about `wanted` times as fast as the original.
 
-        Of two shapes that take the same time the one that computes more is likely to learn more.
+        Shapes with blocks of the original as they are go first: they know most before any training. Of two shapes that
+        take the same time the one that computes more is likely to learn more.
         """
         tried = {one.user_attrs.get("spec") for one in self._others(None, *_RUNNING)}
         near = [
@@ -290,6 +299,7 @@ class Trials:
             for faster, shape in self._predicted
             if abs(math.log(faster / wanted)) < _NEAR_RATIO and self.space.spec(shape) not in tried
         ]
+        near = [shape for shape in near if self.space.keeps_blocks(shape)] or near
         if near := random.Random(self.plan.recipe.seed).sample(near, min(_MOST_BUILT, len(near))):
             chosen = max(near, key=lambda shape: self._arithmetic(self.space.spec(shape)))
             self.study.enqueue_trial(self.space.indices(chosen), skip_if_exists=True)
@@ -346,7 +356,12 @@ class Trials:
         known = [one.user_attrs.get("drops_points", []) for one in self._others(None, TrialState.COMPLETE)]
         gains = [drops[done - 1] - drops[-1] for drops in known if len(drops) == count]
         gained = median(gains) if gains else now * (1 - 0.5 ** (count - done))
-        return now - gained, math.hypot(self._noise_points, _LEARNS_RATIO * gained)
+        return now - gained, math.hypot(self._deviation_points, _LEARNS_RATIO * gained)
+
+    @property
+    def _deviation_points(self) -> float:
+        """Standard deviation of a student's drop, as it is told from the held-out part."""
+        return math.hypot(self._noise_points, self._reference_deviation_points)
 
     @property
     def _noise_points(self) -> float:
