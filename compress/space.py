@@ -12,6 +12,7 @@ from tlc.compress.model import Model
 from tlc.compress.plan import Network
 from tlc.compress.student import BlockGroup, block_groups, remove_blocks
 from tlc.compress.text_layers import transformer_layers
+from tlc.compress.text_model import TextModel
 from tlc.compress.text_student import check_text_student
 from tlc.compress.width import with_width
 from tlc.runtime.errors import TlcError
@@ -157,7 +158,7 @@ def _fewest(groups: Sequence[BlockGroup]) -> list[int]:
     return [max(1, len(group.members) - len(group.removable)) for group in groups]
 
 
-def _text_choices(model: Network) -> list[Choice]:
+def _text_choices(model: TextModel) -> list[Choice]:
     layers = len(transformer_layers(model.module))
     choices = []
     if layers > 1:
@@ -170,7 +171,7 @@ def _text_choices(model: Network) -> list[Choice]:
     return choices
 
 
-def _possible(model: Network, spec: str) -> bool:
+def _possible(model: TextModel, spec: str) -> bool:
     try:
         check_text_student(model, spec)
     except TlcError:
