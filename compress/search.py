@@ -29,8 +29,9 @@ STUDY = "tlc"
 _SPACE_FACTOR = 64
 """Copies of the weights that a search writes."""
 _CONCLUSION_RATIO = 0.15
-_LINES_OF_INPUTS = 3
 """Of the time limit, for measuring the finalists."""
+_LINES_OF_INPUTS = 3
+"""Of a plan's lines, those that say what comes in."""
 
 
 def compress_within(

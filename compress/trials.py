@@ -26,12 +26,12 @@ from tlc.compress.cost import macs, parameters
 from tlc.compress.estimate import seconds_per_sample
 from tlc.compress.events import Emit, StageDone
 from tlc.compress.latency_table import LatencyTable, latency_table
-from tlc.compress.measure import Candidate, latencies, speedup
+from tlc.compress.measure import Candidate, latencies
 from tlc.compress.model import Model
 from tlc.compress.pipeline import Pipeline, Version
 from tlc.compress.plan import Network, Plan
 from tlc.compress.run import RunFolder, StageResult
-from tlc.compress.shape_times import ORIGINAL, measure_shapes
+from tlc.compress.shape_times import ORIGINAL, measure_shapes, undisturbed_ms
 from tlc.compress.shapes import shapes_of
 from tlc.compress.space import Space, Value
 from tlc.runtime.artifact import sha256_file
@@ -142,20 +142,20 @@ class Trials:
         others = [one.user_attrs for one in self._others(trial, *_RUNNING)]
         if any(one.get("spec") == spec and not one.get("out_of_time") for one in others):
             raise self._stopped(trial, spec, "tried before")
-        if not spec:
-            return self._finished(trial, spec, self.original, self._held_out_accuracy, self._noise_points)
         try:
             times = measure_shapes(self.work, self.network, [spec], self.runner, cache=self.run.cache, emit=self.emit)
         except TlcError as error:  # widths that do not go together, an operator that does not run
             raise self._stopped(trial, spec, error.message) from error
         faster = times[ORIGINAL] / times[spec]
         trial.set_user_attr("speedup", faster)
+        if not spec:
+            return self._finished(trial, spec, self.original, faster, self._held_out_accuracy, self._noise_points)
         if reason := self._hopeless(times[spec], faster):
             raise self._stopped(trial, spec, reason)
         stage = self._trained(trial, spec, faster)
         trial.set_user_attr("network", {"path": str(stage.path.absolute()), "key": stage.key})
         version = self.version(f"student-{trial.number}", stage)
-        return self._finished(trial, spec, version, self.reference, self._deviation_points)
+        return self._finished(trial, spec, version, faster, self.reference, self._deviation_points)
 
     def _trained(self, trial: optuna.Trial, spec: str, faster: float) -> StageResult:
         """Train a shape for as long as it promises more than others."""
@@ -181,19 +181,30 @@ class Trials:
         return stage
 
     def _finished(
-        self, trial: optuna.Trial, spec: str, version: Version, reference: float, deviation_points: float
+        self,
+        trial: optuna.Trial,
+        spec: str,
+        version: Version,
+        fastest: float,
+        reference: float,
+        deviation_points: float,
     ) -> float:
-        """Return what the best file of a network is worth, judged on the held-out part."""
+        """Return what the best file of a network is worth, judged on the held-out part.
+
+        Its fastest file is `fastest` times as fast as the original, as the untrained shape was: what a machine is at
+        changes from one session to the next, and shapes are compared with each other.
+        """
         files = self.pipeline.quantized(version, "int8", trained=bool(spec))
         if not files:
             files = [Candidate("float", version.deployed, version.work, "fp32", version.onnx, None)]
         feeds = version.work.timing_feeds()
-        timed = {"original": (self.original.deployed, feeds), **{one.name: (one.path, feeds) for one in files}}
-        found = latencies(timed, self.runner, replace(self.pipeline.timing, launches=1), self.emit)
+        timed = {one.name: (one.path, feeds) for one in files}
+        launches = latencies(timed, self.runner, replace(self.pipeline.timing, launches=1), self.emit)
+        times_ms = {name: undisturbed_ms(found, len(feeds)) for name, found in launches.items()}
         worth = []
         for one in files:
             drop_points = 100 * (reference - self._held_out(version, one.path))
-            faster = speedup(found["original"], found[one.name]).estimate
+            faster = fastest * min(times_ms.values()) / times_ms[one.name]
             gain = self._gain(faster, one.path.stat().st_size)
             worth.append((merit(self.budget, gain, drop_points, deviation_points), faster, drop_points))
         value, faster, drop_points = max(worth)
