@@ -326,7 +326,8 @@ class Trials:
         kept, missed, students = [1.0], [], 0
         for one in self._others(None, *_RUNNING):
             known = one.user_attrs
-            trained = bool(known.get("drops_points")) or (one.state == TrialState.RUNNING and "speedup" in known)
+            at_work = one.state == TrialState.RUNNING and bool(known.get("spec")) and "speedup" in known
+            trained = at_work or bool(known.get("drops_points"))
             students += trained
             if known.get("drop_points", math.inf) <= self.budget.max_drop_points:
                 kept.append(known["speedup"])
