@@ -176,9 +176,14 @@ class Trials:
             drops.append(100 * (self.reference - stage.found["accuracy"]))
             trial.set_user_attr("drops_points", drops)
             trial.report(merit(self.budget, gain, *self._at_end(drops, len(epochs))), done)
-            if done < sum(epochs) and trial.should_prune():
+            if done < sum(epochs) and self._comparable(trial, done) and trial.should_prune():
                 raise self._stopped(trial, spec, f"{-drops[-1]:+.2f} points after {done} epochs, others promise more")
         return stage
+
+    def _comparable(self, trial: optuna.Trial, epochs: int) -> bool:
+        """Return whether as many others were trained for so long that one in `factor` can be told from the rest."""
+        others = [one for one in self._others(trial, *_RUNNING) if epochs in one.intermediate_values]
+        return len(others) >= self.settings.factor
 
     def _finished(
         self,
