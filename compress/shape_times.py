@@ -5,10 +5,12 @@ kept is a ratio to it, which holds from one session of a machine to the next whe
 this beside other work, so the fastest runs are compared: a p50 is that of a machine with nothing else to do.
 """
 
+import fcntl
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -109,7 +111,7 @@ def times_of(
         shapes: of `tlc.compress.shapes`.
         runner: of this machine.
         cache: folder that remembers; what counts is the model's shape, not its weights, the inputs' sizes, the target,
-            the machine and what the times are of. One process uses it at a time.
+            the machine and what the times are of. Processes that share it measure one after the other.
         precision: of the files: float32, float16, or INT8 with ranges from a few samples (float16 or float32 where no
             layer gains from INT8). Of several INT8 files the fastest counts.
         timing: of each session of 8 shapes or fewer.
@@ -126,27 +128,36 @@ def times_of(
         )
     feeds = work.for_network(model).timing_feeds()
     folder = cache / f"shapes-{_key(model, feeds, runner, precision, timing)[:16]}"
-    known = _read(folder / _TIMES)
-    missing = [shape for shape in shapes if known is None or shape.name not in known.shapes]
-    missing = list({shape.name: shape for shape in missing}.values())
-    if known is not None and not missing:
+    with _alone(folder):
+        known = _read(folder / _TIMES)
+        missing = [shape for shape in shapes if known is None or shape.name not in known.shapes]
+        missing = list({shape.name: shape for shape in missing}.values())
+        if known is not None and not missing:
+            return known
+        for leftover in folder.glob(f"{_SCRATCH}*"):  # of a run that was killed
+            shutil.rmtree(leftover)
+        original = _original(work, model, folder / ORIGINAL)
+        for start in range(0, max(1, len(missing)), _SESSION):
+            with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
+                files = {(ORIGINAL, ""): original}
+                for number, shape in enumerate(missing[start : start + _SESSION], start):
+                    own = Path(scratch) / str(number)
+                    own.mkdir()
+                    files |= {(shape.name, form): file for form, file in _files(work, shape.build(), own, precision)}
+                    emit(Progress("shapes built", number + 1, len(missing)))
+                known = _joined(known, _measured(files, feeds, runner, timing, emit))
+            write_text(folder / _TIMES, known.model_dump_json(indent=1) + "\n")
+        assert known is not None
         return known
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Make `folder` and wait until no other process measures into it; the lock dies with its process."""
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f"{_SCRATCH}*"):  # of a run that was killed
-        shutil.rmtree(leftover)
-    original = _original(work, model, folder / ORIGINAL)
-    for start in range(0, max(1, len(missing)), _SESSION):
-        with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
-            files = {(ORIGINAL, ""): original}
-            for number, shape in enumerate(missing[start : start + _SESSION], start):
-                own = Path(scratch) / str(number)
-                own.mkdir()
-                files |= {(shape.name, form): file for form, file in _files(work, shape.build(), own, precision)}
-                emit(Progress("shapes built", number + 1, len(missing)))
-            known = _joined(known, _measured(files, feeds, runner, timing, emit))
-        write_text(folder / _TIMES, known.model_dump_json(indent=1) + "\n")
-    assert known is not None
-    return known
+    with (folder / ".lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def _original(work: AnyWork, model: Network, folder: Path) -> Path:

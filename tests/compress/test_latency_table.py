@@ -1,7 +1,9 @@
 """Times of shapes, and what a table fitted to them says of others."""
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -242,7 +244,24 @@ def test_shapes_are_measured_once(images: tuple[AnyWork, Model, Path], tmp_path:
     )
     assert clock.sessions == [7]  # the original, and two forms of three shapes: two names are of the same one
     (kept,) = tmp_path.iterdir()
-    assert sorted(path.name for path in kept.iterdir()) == ["original", "times.json"]
+    assert sorted(path.name for path in kept.iterdir()) == [".lock", "original", "times.json"]
+
+
+def test_workers_that_share_a_cache_measure_one_after_the_other(
+    images: tuple[AnyWork, Model, Path], tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, model, folder = images
+    runner = runner_of(work, folder)
+
+    def slowly(*given: Any) -> dict[str, list[Launch]]:
+        time.sleep(0.3)
+        return clock.latencies(*given)
+
+    monkeypatch.setattr(shape_times, "latencies", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(measure_shapes, work, model, ["depth:2"], runner, cache=tmp_path) for _ in range(2)]
+    assert both[0].result() == both[1].result()
+    assert clock.sessions == [3]
 
 
 def test_shapes_of_a_later_session_are_scaled_to_the_first(
