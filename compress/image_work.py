@@ -31,7 +31,18 @@ from tlc.compress.quantize import FEWEST_SAMPLES, check_calibration, for_timing,
 from tlc.compress.runner import Runner
 from tlc.compress.student import is_built_from_teacher, student_from_teacher
 from tlc.compress.train import Fitted, TrainSettings, bf16_is_fast
-from tlc.compress.work import ENOUGH_TO_JUDGE, Answers, Data, Feeds, Outcome, Quantized, Work, counted, some
+from tlc.compress.work import (
+    CHOICE_EVALUATIONS,
+    ENOUGH_TO_JUDGE,
+    Answers,
+    Data,
+    Feeds,
+    Outcome,
+    Quantized,
+    Work,
+    counted,
+    some,
+)
 from tlc.export.fp16 import RANGE_SAMPLES, Fp16Record, fp16_from_float
 from tlc.export.graph import graph_stats
 from tlc.export.metadata import write_metadata
@@ -41,7 +52,6 @@ from tlc.runtime.report import Agreement
 from tlc.runtime.session import OrtSession, Session
 
 _CHOICE_SAMPLES = 512
-_CHOICE_EVALUATIONS = 120
 _CHECK_SAMPLES = 64
 _BATCHNORM_BATCH = 256
 _RECOVERY_RATE = 0.01
@@ -77,7 +87,9 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
         """Read a checkpoint."""
         return load_saved(folder, arch=arch)
 
-    def start_student(self, teacher: Model, spec: str, emit: Emit) -> tuple[Model, dict[str, Any]]:
+    def start_student(
+        self, teacher: Model, spec: str, emit: Emit, evaluations: int = CHOICE_EVALUATIONS
+    ) -> tuple[Model, dict[str, Any]]:
         """Return the student that `spec` names, not yet trained, and what was found on the way.
 
         A student made of the teacher keeps the teacher's weights; which of its blocks stay is decided by how much the
@@ -90,9 +102,9 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
         student, record = student_from_teacher(
             teacher,
             spec,
-            score=counted(_answers_kept(teacher, fit, indices), emit, _CHOICE_EVALUATIONS),
+            score=counted(_answers_kept(teacher, fit, indices), emit, evaluations),
             example=torch.from_numpy(fit.batch(indices[:2])),
-            max_evaluations=_CHOICE_EVALUATIONS,
+            max_evaluations=evaluations,
             known=self._scores.setdefault(teacher.module, {}),
             round_to=self.target.channel_multiple,
         )

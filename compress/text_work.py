@@ -38,7 +38,18 @@ from tlc.compress.text_model import TextModel, load_saved_text, save_text_model
 from tlc.compress.text_qat import qat_text
 from tlc.compress.text_student import TextStudentRecord, kept_layers, text_student_from_teacher
 from tlc.compress.train import Fitted, TrainSettings, bf16_is_fast
-from tlc.compress.work import ENOUGH_TO_JUDGE, Answers, Data, Feeds, Outcome, Quantized, Work, counted, some
+from tlc.compress.work import (
+    CHOICE_EVALUATIONS,
+    ENOUGH_TO_JUDGE,
+    Answers,
+    Data,
+    Feeds,
+    Outcome,
+    Quantized,
+    Work,
+    counted,
+    some,
+)
 from tlc.export.dynamic_int8 import dynamic_int8
 from tlc.export.fp16 import RANGE_SAMPLES, Fp16Record, fp16_from_float
 from tlc.export.metadata import write_metadata
@@ -52,7 +63,6 @@ from tlc.runtime.target import Target
 
 _CHOICE_SAMPLES = 256
 _CHOICE_BATCH = 32
-_CHOICE_EVALUATIONS = 120
 _CHECK_SAMPLES = 32
 _BUCKET = 32
 _TIMED_TEXTS = 8
@@ -123,12 +133,14 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
         """Read a checkpoint."""
         return load_saved_text(folder)
 
-    def start_student(self, teacher: TextModel, spec: str, emit: Emit) -> tuple[TextModel, dict[str, Any]]:
+    def start_student(
+        self, teacher: TextModel, spec: str, emit: Emit, evaluations: int = CHOICE_EVALUATIONS
+    ) -> tuple[TextModel, dict[str, Any]]:
         """Return the student made of the teacher as `spec` says, not yet trained, and what was found on the way.
 
         Which layers stay is decided by how much the teacher's answers change without them.
         """
-        student, record = self._made_smaller(teacher, spec, emit)
+        student, record = self._made_smaller(teacher, spec, emit, evaluations)
         return student, {"built": record.model_dump(mode="json")}
 
     def train_student(
@@ -167,15 +179,17 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
                 own.rmdir()
         return model, {"ratio": ratio, "steps": settings.steps, "scores": scores}
 
-    def _made_smaller(self, model: TextModel, spec: str, emit: Emit) -> tuple[TextModel, TextStudentRecord]:
+    def _made_smaller(
+        self, model: TextModel, spec: str, emit: Emit, evaluations: int = CHOICE_EVALUATIONS
+    ) -> tuple[TextModel, TextStudentRecord]:
         batches, texts = self._choice_batches(), self.data.fit.texts
         return text_student_from_teacher(
             model,
             spec,
-            score=counted(_answers_kept(model.module, batches), emit, _CHOICE_EVALUATIONS),
+            score=counted(_answers_kept(model.module, batches), emit, evaluations),
             batches=batches,
             texts=_all_texts(texts if self.unlabeled is None else texts.joined(self.unlabeled.texts)),
-            max_evaluations=_CHOICE_EVALUATIONS,
+            max_evaluations=evaluations,
         )
 
     def _choice_batches(self) -> list[dict[str, Tensor]]:

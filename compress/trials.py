@@ -55,6 +55,8 @@ _TRAINING_SHARE = 0.2
 _STUDENT_COST = 0.4
 """Of training the original: what a student that is worth training takes."""
 _MOST_EPOCHS = 60
+_CHOICE_EVALUATIONS = 30
+"""Networks tried to choose a shape's blocks: training makes up for a worse choice, and most are tried once a search."""
 _RUNNING = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -220,7 +222,7 @@ class Trials:
 
     def _started(self, spec: str) -> StageResult:
         def make(folder: Path) -> dict[str, Any]:
-            student, found = self.work.start_student(self.network, spec, self.emit)
+            student, found = self.work.start_student(self.network, spec, self.emit, _CHOICE_EVALUATIONS)
             self.work.save(student, folder)
             return {**found, "parameters": parameters(student.module)}
 

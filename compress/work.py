@@ -36,6 +36,8 @@ Feeds = dict[str, NDArray[Any]]
 Answers = NDArray[np.float32]
 """What a file says about the samples of one part, in order: logits (N, K), for tokens one row per labelled token."""
 
+CHOICE_EVALUATIONS = 120
+"""Networks without some blocks that are tried to choose a student's."""
 ENOUGH_TO_JUDGE = 500
 
 
@@ -93,8 +95,13 @@ class Work(ABC, Generic[M, F, P]):
         """Return what `save` wrote; `arch` is what it needs besides."""
 
     @abstractmethod
-    def start_student(self, teacher: M, spec: str, emit: Emit) -> tuple[M, dict[str, Any]]:
-        """Return the student that `spec` names, not yet trained, and what was found on the way."""
+    def start_student(
+        self, teacher: M, spec: str, emit: Emit, evaluations: int = CHOICE_EVALUATIONS
+    ) -> tuple[M, dict[str, Any]]:
+        """Return the student that `spec` names, not yet trained, and what was found on the way.
+
+        For the choice of its blocks so many smaller networks are tried at most, or each block's absence alone.
+        """
 
     @abstractmethod
     def train_student(
