@@ -34,6 +34,7 @@ from tlc.compress.run import RunFolder, StageResult
 from tlc.compress.shape_times import ORIGINAL, measure_shapes, undisturbed_ms
 from tlc.compress.shapes import shapes_of
 from tlc.compress.space import Space, Value
+from tlc.compress.work import AnyWork
 from tlc.runtime.artifact import sha256_file
 from tlc.runtime.budget import Budget
 from tlc.runtime.errors import TlcError
@@ -117,7 +118,7 @@ class Trials:
         self.work, self.runner = self.pipeline.work, self.pipeline.runner
         self.original = self.pipeline.original()
         self.network: Network = self.work.load(self.original.stage.path, self.original.arch)
-        self._held_out_accuracy = self._held_out(self.original, self.original.deployed)
+        self._held_out_accuracy = self._held_out(self.original.work, self.original.deployed)
         self.reference, self._reference_deviation_points = self._reference()
         self._epoch_s: dict[str, float] = {}
 
@@ -210,7 +211,7 @@ class Trials:
         times_ms = {name: undisturbed_ms(found, len(feeds)) for name, found in launches.items()}
         worth = []
         for one in files:
-            drop_points = 100 * (reference - self._held_out(version, one.path))
+            drop_points = 100 * (reference - self._held_out(version.work, one.path))
             faster = fastest * min(times_ms.values()) / times_ms[one.name]
             gain = self._gain(faster, one.path.stat().st_size)
             worth.append((merit(self.budget, gain, drop_points, deviation_points), faster, drop_points))
@@ -248,7 +249,11 @@ class Trials:
                 emit=self.emit,
             )
             self.work.save(student, folder)
-            return {"accuracy": fitted.best_score, "scores": list(fitted.scores)}
+            work, judged = self.work.for_network(student), folder / "judged.onnx"
+            work.export(student, judged)
+            accuracy = self._held_out(work, judged)  # the score of training may be another
+            judged.unlink()
+            return {"accuracy": accuracy, "scores": list(fitted.scores)}
 
         inputs = {
             "network": before.key,
@@ -393,9 +398,9 @@ class Trials:
             return math.log(self.original.deployed.stat().st_size / size_bytes)
         return math.log(faster)
 
-    def _held_out(self, version: Version, path: Path) -> float:
-        holdout = version.work.data.holdout
-        return version.work.accuracy(version.work.judged(path, self.runner, holdout), holdout)
+    def _held_out(self, work: AnyWork, path: Path) -> float:
+        holdout = work.data.holdout
+        return work.accuracy(work.judged(path, self.runner, holdout), holdout)
 
     def _others(self, trial: optuna.Trial | None, *states: TrialState) -> list[FrozenTrial]:
         found = self.study.get_trials(deepcopy=False, states=states)
