@@ -24,6 +24,7 @@ import nncf
 import numpy as np
 import onnx
 import onnxruntime
+from contract_table import MODELOPT
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -41,13 +42,6 @@ ROUNDS = 40
 CALIBRATION = 300
 PLAIN = "original, FP32"
 COLUMNS = "| file | size, kB | p50, ms | speed-up, 99 % | accuracy, % | change, points (95 %) |"
-MODELOPT = """
-import sys, numpy
-from modelopt.onnx.quantization import quantize
-source, calibration, out = sys.argv[1:]
-quantize(source, quantize_mode="int8", calibration_data={"input": numpy.load(calibration)}, calibration_eps=["cpu"],
-         high_precision_dtype="fp32", output_path=out)
-"""
 
 Images = NDArray[np.float32]
 

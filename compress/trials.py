@@ -148,6 +148,8 @@ class Trials:
         try:
             times = measure_shapes(self.work, self.network, [spec], self.runner, cache=self.run.cache, emit=self.emit)
         except TlcError as error:  # widths that do not go together, an operator that does not run
+            if not spec:
+                raise
             raise self._stopped(trial, spec, error.message) from error
         faster = times[ORIGINAL] / times[spec]
         trial.set_user_attr("speedup", faster)
