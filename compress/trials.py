@@ -106,6 +106,29 @@ def merit(budget: Budget, gain: float, drop_points: float, deviation_points: flo
     return gain * NormalDist(drop_points, max(deviation_points, 1e-6)).cdf(budget.max_drop_points)
 
 
+def next_speedup(kept: Sequence[float], missed: Sequence[float], stride: float) -> float | None:
+    """Return how many times as fast as the original the next shape is to be; None where nothing is left between.
+
+    `kept` holds the speed-ups of what stays within the budget, at least the original's, `missed` those of what does
+    not. Where nothing faster is known to miss it, `stride` times the fastest.
+
+    >>> next_speedup([1.0, 2.0], [1.5], 2.5)
+    5.0
+    >>> next_speedup([1.0, 2.0], [8.0, 18.0], 2.5)
+    4.0
+    >>> next_speedup([1.0, 2.0], [2.1], 2.5) is None
+    True
+    """
+    fastest = max(kept)
+    above = min((speedup for speedup in missed if speedup > fastest), default=fastest * stride**2)
+    return math.sqrt(fastest * above) if above / fastest > _CLOSE else None
+
+
+def comparable(others: Sequence[FrozenTrial], epochs: int, factor: int) -> bool:
+    """Return whether as many others were trained for `epochs` that one in `factor` can be told from the rest."""
+    return sum(epochs in one.intermediate_values for one in others) >= factor
+
+
 class Trials:
     """One worker of a study: its plan, its folder, and what it knows of the original."""
 
@@ -181,14 +204,10 @@ class Trials:
             drops.append(100 * (self.reference - stage.found["accuracy"]))
             trial.set_user_attr("drops_points", drops)
             trial.report(merit(self.budget, gain, *self._at_end(drops, len(epochs))), done)
-            if done < sum(epochs) and self._comparable(trial, done) and trial.should_prune():
+            others = self._others(trial, *_RUNNING)
+            if done < sum(epochs) and comparable(others, done, self.settings.factor) and trial.should_prune():
                 raise self._stopped(trial, spec, f"{-drops[-1]:+.2f} points after {done} epochs, others promise more")
         return stage
-
-    def _comparable(self, trial: optuna.Trial, epochs: int) -> bool:
-        """Return whether as many others were trained for so long that one in `factor` can be told from the rest."""
-        others = [one for one in self._others(trial, *_RUNNING) if epochs in one.intermediate_values]
-        return len(others) >= self.settings.factor
 
     def _finished(
         self,
@@ -349,11 +368,9 @@ class Trials:
                 missed.append(known["speedup"])
         if students and self.budget.objective != "fastest":
             return
-        fastest, stride = max(kept), _STRIDE if students else _FIRST_STRIDE
-        above = min((speed for speed in missed if speed > fastest), default=fastest * stride**2)
-        if above / fastest > _CLOSE:
+        if wanted := next_speedup(kept, missed, _STRIDE if students else _FIRST_STRIDE):
             needed = self._table.original_ms / self.budget.max_latency_ms if self.budget.max_latency_ms else 1.0
-            self._queue_shape_of_speed(max(math.sqrt(fastest * above), needed * (1 + _NEAR_RATIO)))
+            self._queue_shape_of_speed(max(wanted, needed * (1 + _NEAR_RATIO)))
 
     def _arithmetic(self, spec: str) -> int:
         """Return the multiply-accumulates of a shape; of a text model the parameters, which they go with."""

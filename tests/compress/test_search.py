@@ -12,13 +12,13 @@ import optuna
 import pytest
 import torch
 from optuna.storages import RetryHeartbeatStaleTrialCallback
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from postgres import running
 
 from tiny import PREPROCESS, seeded_net, write_bars
 from tlc.calibration.cache import prepare
 from tlc.calibration.data import read_data
-from tlc.compress import search
+from tlc.compress import search, trials
 from tlc.compress.inputs import PreprocessOptions
 from tlc.compress.plan import make_plan
 from tlc.compress.recipe import DataSection, ModelSection, Recipe, SearchSection
@@ -26,7 +26,7 @@ from tlc.compress.search import STUDY
 from tlc.compress.space import Choice, Space, space_of
 from tlc.compress.study import open_study, record_of
 from tlc.compress.train import TrainSettings
-from tlc.compress.trials import merit, portions
+from tlc.compress.trials import comparable, merit, next_speedup, portions
 from tlc.runtime.budget import Budget
 from tlc.runtime.errors import TlcError, UsageError
 
@@ -77,6 +77,21 @@ def test_what_is_expected_of_a_network_is_its_speed_if_it_stays_within_the_budge
     assert merit(Budget(objective="most-accurate"), math.log(4), 0.3, 0.5) == -0.3
 
 
+def test_the_next_shape_lies_between_what_keeps_the_budget_and_what_misses_it() -> None:
+    assert next_speedup([1.0], [], 2.5) == 2.5
+    assert next_speedup([1.0, 5.0], [3.0], 1.4) == pytest.approx(7)
+    assert next_speedup([1.0, 5.0], [7.2, 9.0], 1.4) == pytest.approx(6)
+    assert next_speedup([1.0, 6.7], [7.2], 1.4) is None
+
+
+def test_a_shape_is_told_from_others_that_were_trained_for_as_long() -> None:
+    others = [create_trial(value=0.0, intermediate_values={2: 0.1, epochs: 0.2}) for epochs in (6, 6, 18)]
+
+    assert comparable(others, 2, factor=3)
+    assert not comparable(others, 6, factor=3)
+    assert not comparable([], 2, factor=1)
+
+
 def test_a_shape_is_spelled_as_a_student() -> None:
     assert SPACE.size == 6
     assert SPACE.spec({"depth.layer1": 2, "width": 0.5}) == "depth:2+width:0.5"
@@ -114,12 +129,21 @@ def test_a_grid_too_large_to_finish_is_refused(tmp_path: Path) -> None:
         open_study(str(tmp_path / "study"), "x", space=Space(choices), sampler="grid", seed=0, about="x")
 
 
-def test_a_search_ends_with_a_report_and_goes_on_with_resume(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_search_ends_with_a_report_and_goes_on_with_resume(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = space_of(make_plan(recipe).model)
+    predicted = [(4.0, shape) for shape in space.even(100, seed=0) if shape != space.teacher]
+    monkeypatch.setattr(trials.Trials, "_predicted", predicted)  # as among many shapes
+    monkeypatch.setattr(trials, "_NEAR_RATIO", 10.0)
     report = search.compress_within(recipe, tmp_path / "run", limit_s=3600, trials=3)
 
     tried = record_of(_study(tmp_path / "run" / "study.journal")).trials
     assert tried[0].student == ""
     assert tried[0].status == "finished"
+    depth, width = space.choices
+    first = _study(tmp_path / "run" / "study.journal").trials[1].params
+    assert first == space.indices({depth.name: depth.values[-2], width.name: width.teacher})  # computes most
     assert {one.worker for one in tried} == {"run"}
     assert all(one.why for one in tried if one.status == "stopped")
     assert (tmp_path / "run" / "model.onnx").exists()
