@@ -1,9 +1,9 @@
 """A run of `benchmarks/cifar10_search.sh` beside the INT8 files that other tools make of the same network.
 
-    OMP_NUM_THREADS=1 python benchmarks/cifar10_peers.py ASSETS RUN... --modelopt PYTHON
+    python benchmarks/cifar10_peers.py ASSETS RUN... --modelopt PYTHON
 
 ASSETS is as for `cifar10.sh`, each RUN a folder that `tlc compress` wrote for that network. All files run in ONNX
-Runtime, one thread, batch 1, in one interleaved session; speed-ups are over the plain float32 file. The others get that
+Runtime, one thread, batch 1, a process each, in turns; speed-ups are over the plain float32 file. The others get that
 file, 300 training images, and their defaults: NNCF's post-training quantisation, ONNX Runtime's static quantisation
 (Q/DQ, after its own preprocessing; also per channel), and NVIDIA's ModelOpt.
 
@@ -14,11 +14,8 @@ ModelOpt pins other versions of onnx and onnxruntime: PYTHON is the interpreter 
 import argparse
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from itertools import cycle
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import nncf
 import numpy as np
@@ -30,15 +27,16 @@ from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from tlc.calibration.calibration_set import balanced_indices
+from tlc.compress.events import silent
+from tlc.compress.measure import Timing, latencies, p50_ms, speedup
 from tlc.compress.plan import make_plan
 from tlc.compress.recipe import read_recipe
+from tlc.compress.runner import Runner
 from tlc.export.quiet import quiet
-from tlc.runtime.latency import disturbance, measure_interleaved, speedup
-from tlc.runtime.session import Session
-from tlc.runtime.sessions import open_session
+from tlc.runtime.health import model_warnings
 
 IMAGES = 64
-ROUNDS = 40
+TIMING = Timing(rounds=60, launches=3, seed=0)
 CALIBRATION = 300
 PLAIN = "original, FP32"
 COLUMNS = "| file | size, kB | p50, ms | speed-up, 99 % | accuracy, % | change, points (95 %) |"
@@ -76,12 +74,6 @@ def others(plain: Path, images: Images, folder: Path, modelopt: Path | None) -> 
         yield "ModelOpt INT8", out
 
 
-def run_of(session: Session, feeds: list[dict[str, Any]]) -> Callable[[], object]:
-    """Return a function that runs the next of `feeds`, over and over."""
-    turns = cycle(feeds)
-    return lambda: session.run(next(turns))
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser()
@@ -97,8 +89,8 @@ def main() -> None:
         "data.path": assets / "images.zip",
     }
     plan = make_plan(read_recipe(None, settings))
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        work = plan.start(Path(scratch))
+    with tempfile.TemporaryDirectory() as scratch:
+        work, runner = plan.start(Path(scratch)), Runner.here(plan.target, Path(scratch))
         plain = Path(scratch) / "plain.onnx"
         fit, part = work.data.fit, work.data.evaluation
         images = fit.batch(balanced_indices(work.labels(fit), CALIBRATION, seed=0))
@@ -107,10 +99,8 @@ def main() -> None:
             files = {PLAIN: plain, **dict(others(plain, images, Path(scratch), given.modelopt))}
         files |= {f"tlc: {run.name}": run / "model.onnx" for run in given.runs}
         feeds = [{"input": part.batch([index])} for index in range(IMAGES)]
-        sessions = {name: stack.enter_context(open_session(path, plan.target)) for name, path in files.items()}
-        runs = {name: run_of(session, feeds) for name, session in sessions.items()}
-        measured = measure_interleaved(runs, rounds=ROUNDS, block=IMAGES)
-        answers = {name: work.answers(session, part) for name, session in sessions.items()}
+        measured = latencies({name: (path, feeds) for name, path in files.items()}, runner, TIMING, silent)
+        answers = {name: work.judged(path, runner, part) for name, path in files.items()}
         sizes = {name: path.stat().st_size for name, path in files.items()}
     print(f"ONNX Runtime {onnxruntime.__version__}, NNCF {nncf.__version__}.\n")
     print(COLUMNS)
@@ -120,17 +110,18 @@ def main() -> None:
         score, change = work.score(answers[name], part), work.change(answers[PLAIN], answers[name], part)
         points = change.change_points
         print(
-            f"| {name} | {sizes[name] / 1e3:.0f} | {measured[name].p50_ms:.3f} "
+            f"| {name} | {sizes[name] / 1e3:.0f} | {p50_ms(measured[name]):.3f} "
             f"| {gain.estimate:.2f} [{gain.low:.2f}, {gain.high:.2f}] "
             f"| {100 * score.top1:.2f} | {points.estimate:+.2f} [{points.low:+.2f}, {points.high:+.2f}] |"
         )
-    ours = {name: measured[name].p50_ms for name in files if name.startswith("tlc: ")}
-    best = min((name for name in files if name != PLAIN and name not in ours), key=lambda name: measured[name].p50_ms)
+    ours = [name for name in files if name.startswith("tlc: ")]
+    best = min((name for name in files if name not in (PLAIN, *ours)), key=lambda name: p50_ms(measured[name]))
     for name in ours:
         gain = speedup(measured[best], measured[name])
         print(f"\n{name} over {best}: {gain.estimate:.2f} [{gain.low:.2f}, {gain.high:.2f}]")
-    if busy := disturbance(measured):
-        print(f"\n{busy}")
+    for name in files:
+        for warning in model_warnings(name, measured[name]):
+            print(f"\n{warning.message}")
 
 
 if __name__ == "__main__":

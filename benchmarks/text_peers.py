@@ -1,20 +1,18 @@
 """A run of `tlc compress` on a text classifier beside what other tools make of the same model, in one interleaved run.
 
-    OMP_NUM_THREADS=1 python benchmarks/text_peers.py MODEL DATA RUN TARGET > benchmarks/results/...
+    python benchmarks/text_peers.py MODEL DATA RUN TARGET > benchmarks/results/...
 
 MODEL, DATA and TARGET (cpu-x86 or openvino) as for `tlc compress`, RUN its folder. All files run in the target's
-runtime, one thread, batch 1, on evaluation texts at 64 quantiles of length, unpadded unless said; speed-ups are over
-the fastest float32 file of the original. Accuracy is that of all evaluation texts through the same file. The others get
-the model as plain ONNX, from torch's dynamo exporter, and use their defaults: ONNX Runtime's transformer optimizer
-(model_type bert), its dynamic quantisation (INT8 weights) with and without the optimizer before it, and NNCF's
-post-training quantisation for transformers on 300 training texts.
+runtime, one thread, batch 1, a process each, in turns, on evaluation texts at eight quantiles of length, unpadded
+unless said; speed-ups are over the fastest float32 file of the original. Accuracy is that of all evaluation texts
+through the same file. The others get the model as plain ONNX, from torch's dynamo exporter, and use their defaults:
+ONNX Runtime's transformer optimizer (model_type bert), its dynamic quantisation (INT8 weights) with and without the
+optimizer before it, and NNCF's post-training quantisation for transformers on 300 training texts.
 """
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from itertools import cycle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +24,17 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers import optimizer
 
 from tlc.calibration.calibration_set import balanced_indices
+from tlc.compress.events import silent
+from tlc.compress.measure import Timing, latencies, p50_ms, speedup
 from tlc.compress.plan import make_plan
 from tlc.compress.recipe import read_recipe
+from tlc.compress.runner import Runner
 from tlc.compress.text_work import TextWork
 from tlc.export.metadata import read_metadata
 from tlc.export.quiet import quiet
-from tlc.runtime.latency import disturbance, measure_interleaved, speedup
-from tlc.runtime.session import Session
-from tlc.runtime.sessions import open_session
+from tlc.runtime.health import model_warnings
 
-LENGTHS = 64
-ROUNDS = 40
+TIMING = Timing(rounds=60, launches=3, seed=0)
 CALIBRATION = 300
 PADDED = "shipped by tlc, texts padded to multiples of 32 tokens"
 COLUMNS = "| file | size, MB | p50, ms | speed-up, 99 % | correct | accuracy, % | change, points (95 %) |"
@@ -71,19 +69,12 @@ def from_onnxruntime(plain: Path, config: Any, folder: Path) -> Iterator[tuple[s
     yield "original, optimizer and dynamic INT8", both
 
 
-def run_of(session: Session, feeds: list[dict[str, Any]]) -> Callable[[], object]:
-    """Return a function that runs the next of `feeds`, over and over."""
-    names = [spec.name for spec in session.inputs]
-    turns = cycle([{name: feed[name] for name in names} for feed in feeds])
-    return lambda: session.run(next(turns))
-
-
 def main(model: Path, data: Path, run: Path, target: str) -> None:
     """Print the table."""
     plan = make_plan(read_recipe(None, {"model.path": model, "data.path": data, "target": target}))
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        work = plan.start(folder)
+        work, runner = plan.start(folder), Runner.here(plan.target, folder)
         plain = folder / "plain.onnx"
         with quiet():
             work.export(plan.model, plain)
@@ -96,15 +87,14 @@ def main(model: Path, data: Path, run: Path, target: str) -> None:
         shipped, _classes = read_metadata(run / "model.onnx")
         if shipped != work.fed:
             raise SystemExit("The file that shipped has another tokenizer: compare runs without vocabulary:data.")
-        feeds, padded = work.timing_feeds(LENGTHS), work.other_feeds(LENGTHS)["bucketed"]
-        sessions = {n: stack.enter_context(open_session(path, plan.target)) for n, path in files.items()}
-        runs = {name: run_of(session, padded if name == PADDED else feeds) for name, session in sessions.items()}
-        measured = measure_interleaved(runs, rounds=ROUNDS, block=LENGTHS)
+        feeds, padded = work.timing_feeds(), work.other_feeds()["bucketed"]
+        timed = {name: (path, padded if name == PADDED else feeds) for name, path in files.items()}
+        measured = latencies(timed, runner, TIMING, silent)
         part = work.data.evaluation
-        answers = {name: work.answers(session, part) for name, session in sessions.items()}
+        answers = {name: work.judged(path, runner, part) for name, path in files.items()}
         sizes = {name: path.stat().st_size for name, path in files.items()}
     floats = [name for name in files if "INT8" not in name and name.startswith("original")]
-    best = min(floats, key=lambda name: measured[name].p50_ms)
+    best = min(floats, key=lambda name: p50_ms(measured[name]))
     versions = f"ONNX Runtime {onnxruntime.__version__}, OpenVINO {openvino.__version__}, NNCF {nncf.__version__}"
     print(f"Target {target}: {versions}. Speed-ups are over: {best}.\n")
     print(COLUMNS)
@@ -114,12 +104,13 @@ def main(model: Path, data: Path, run: Path, target: str) -> None:
         score, change = work.score(answers[name], part), work.change(answers["original, plain"], answers[name], part)
         points = change.change_points
         print(
-            f"| {name} | {sizes[name] / 1e6:.1f} | {measured[name].p50_ms:.3f} "
+            f"| {name} | {sizes[name] / 1e6:.1f} | {p50_ms(measured[name]):.3f} "
             f"| {gain.estimate:.2f} [{gain.low:.2f}, {gain.high:.2f}] | {score.correct} of {score.samples} "
             f"| {100 * score.top1:.2f} | {points.estimate:+.2f} [{points.low:+.2f}, {points.high:+.2f}] |"
         )
-    if busy := disturbance(measured):
-        print(f"\n{busy}")
+    for name in files:
+        for warning in model_warnings(name, measured[name]):
+            print(f"\n{warning.message}")
 
 
 if __name__ == "__main__":
