@@ -163,8 +163,21 @@ def measure(
                 agreement=candidate.checked or work.agreement(answers[str(candidate.made_from)], own, evaluation),
             )
         )
-    warnings = [warning for name, launches in measured.items() for warning in model_warnings(name, launches)]
-    return rows, [warning.message for warning in warnings if warning.code == "unstable"]
+    return rows, unsteady(measured)
+
+
+def unsteady(measured: Mapping[str, Sequence[Launch]]) -> list[str]:
+    """Return what to know of times that cannot be trusted: the first in full, of all others their names."""
+    warnings = {
+        name: warning.message
+        for name, launches in measured.items()
+        for warning in model_warnings(name, launches)
+        if warning.code == "unstable"
+    }
+    if len(warnings) < 2:
+        return list(warnings.values())
+    first, *others = warnings
+    return [warnings[first], f"Nor were the times of these steady: {', '.join(others)}."]
 
 
 def _timed(

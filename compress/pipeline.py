@@ -249,7 +249,9 @@ class Pipeline:
 
         stage = self.run.stage("fp16", {"onnx": sha256_file(version.onnx), **self.common}, make)
         record = Fp16Record.model_validate(stage.found)
-        self._note("fp16", "kept", f"{len(record.kept)} of {record.nodes} nodes stay in float32.", stage)
+        self._note(
+            f"fp16 {version.name}", "kept", f"{len(record.kept)} of {record.nodes} nodes stay in float32.", stage
+        )
         return stage.path / "fp16.onnx"
 
     def measured(self, candidates: list[Candidate]) -> list[Measurement]:

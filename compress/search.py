@@ -191,6 +191,7 @@ def _concluded(trials: Trials, command: str) -> Report:
     best = finalists(trials.study, trials.plan.recipe.search.finalists)
     versions = [trials.version(f"student-{one.number}", _network(one)) for one in best]
     record = record_of(trials.study)
+    trials.pipeline.records.clear()  # the report has what was tried in a table of its own
     return trials.pipeline.compared([trials.original, *versions], versions or [trials.original], command, search=record)
 
 
