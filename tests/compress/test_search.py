@@ -21,7 +21,7 @@ from tlc.calibration.data import read_data
 from tlc.compress import search, trials
 from tlc.compress.inputs import PreprocessOptions
 from tlc.compress.plan import make_plan
-from tlc.compress.recipe import DataSection, ModelSection, Recipe, SearchSection
+from tlc.compress.recipe import DataSection, MeasureSection, ModelSection, Recipe, SearchSection
 from tlc.compress.search import STUDY
 from tlc.compress.space import Choice, Space, space_of
 from tlc.compress.study import open_study, record_of
@@ -58,6 +58,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
         data=DataSection(path=folder / "bars.npz"),
         train=TrainSettings(epochs=4, batch_size=64),
         search=SearchSection(portions=2, factor=2),
+        measure=MeasureSection(rounds=10, launches=1),
         budget=Budget(max_drop_points=5),
     )
 
