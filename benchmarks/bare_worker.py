@@ -8,13 +8,14 @@ import gc
 import json
 import sys
 import time
+from typing import Any
 
-from raw_loop import BLOCK, opened
+from raw_loop import BLOCK, Feeds, opened
 
 NOTHING = {"resident_bytes": 0, "peak_bytes": 0}
 
 
-def block(session, feeds, runs: int) -> list[int]:
+def block(session: Any, feeds: Feeds, runs: int) -> list[int]:
     """Return the latencies of so many runs in nanoseconds."""
     samples_ns = []
     gc.disable()
@@ -38,7 +39,7 @@ def main() -> None:
         asked = json.loads(line)
         if asked["do"] == "warm":
             runs = len(block(session, feeds, 300))
-            answer = {"runs": runs, "stable": True, "block": BLOCK, "lead_in": True}
+            answer: dict[str, Any] = {"runs": runs, "stable": True, "block": BLOCK, "lead_in": True}
         else:
             session.run(None, feeds)
             cpu_ns, start = time.process_time_ns(), time.perf_counter_ns()

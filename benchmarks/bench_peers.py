@@ -80,7 +80,7 @@ def by_tlc(path: Path, target: str, seconds: float, seed: int) -> float:
 
 def by_loop(path: Path, seconds: float) -> float:
     """Return the p50 in milliseconds of the bare loop."""
-    command = [sys.executable, HERE / "raw_loop.py", "--seconds", str(seconds), path]
+    command: list[str | Path] = [sys.executable, HERE / "raw_loop.py", "--seconds", str(seconds), path]
     return nearest_rank(json.loads(subprocess.run(command, check=True, capture_output=True).stdout)[0], 50) / 1e6
 
 
@@ -88,7 +88,7 @@ def by_benchmark_app(path: Path, seconds: float) -> float:
     """Return the median in milliseconds that benchmark_app reports."""
     with tempfile.TemporaryDirectory() as folder:
         flags = f"-d CPU -hint none -nstreams 1 -nthreads 1 -api sync -infer_precision f32 -t {max(1, round(seconds))}"
-        command = [
+        command: list[str | Path] = [
             Path(sys.executable).parent / "benchmark_app",
             "-m",
             path,

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,8 @@ NETWORKS = {"0.5 ms": Network(16, 12), "2 ms": Network(32, 16)}
 def write_network(network: Network, layers: int, path: Path) -> None:
     """Write `layers` of the network; the first ones are the same whatever their number."""
     rng = np.random.default_rng(0)
-    shape, nodes, weights, name = ["N", network.channels, network.side, network.side], [], [], "x"
+    shape: list[str | int | None] = ["N", network.channels, network.side, network.side]
+    nodes, weights, name = [], [], "x"
     scale = (2 / (9 * network.channels)) ** 0.5  # He et al. 2015: activations keep their size
     for layer in range(layers):
         weight = rng.standard_normal((network.channels, network.channels, 3, 3)) * scale
@@ -58,7 +60,8 @@ def raw_ratios(base: Path, others: list[Path], seconds: float) -> list[tuple[flo
     """
     groups: list[list[np.ndarray]] = [[] for _ in others]
     for seed in range(PROCESSES):
-        command = [sys.executable, HERE / "raw_loop.py", "--seconds", str(seconds), "--seed", str(seed), base, *others]
+        options = ["--seconds", str(seconds), "--seed", str(seed)]
+        command: list[str | Path] = [sys.executable, HERE / "raw_loop.py", *options, base, *others]
         found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
         blocks = [np.median(np.reshape(samples, (-1, BLOCK)), axis=1) for samples in found]
         for group, own in zip(groups, blocks[1:], strict=True):
@@ -74,7 +77,8 @@ def make_networks(folder: Path, seconds: float) -> dict[str, list[dict[str, floa
     """
     record = folder / "networks.json"
     if record.exists():
-        return json.loads(record.read_text())
+        known: dict[str, list[dict[str, float | str]]] = json.loads(record.read_text())
+        return known
     folder.mkdir(parents=True, exist_ok=True)
     made: dict[str, list[dict[str, float | str]]] = {}
     for size, network in NETWORKS.items():
@@ -92,22 +96,23 @@ def make_networks(folder: Path, seconds: float) -> dict[str, list[dict[str, floa
             if not enough:
                 raise SystemExit(f"{size}: {TRIED} layer counts from {fewest} on, none of them {slowdown:.2f}x as slow")
             layers, (estimate, low, high) = enough[0]
-            slow = {"slowdown": slowdown, "file": tried[layers].name, "layers": layers}
+            slow: dict[str, float | str] = {"slowdown": slowdown, "file": tried[layers].name, "layers": layers}
             made[size].append({**slow, "true_ratio": estimate, "low": low, "high": high})
     write_text(record, json.dumps(made, indent=1))
     return made
 
 
 @contextmanager
-def neighbours(count: int):
+def neighbours(count: int) -> Iterator[None]:
     """Disturb the machine meanwhile with so many processes of neighbour.py."""
     alone = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with ExitStack() as stack:
         children = []
         for _ in range(count):
-            command = [sys.executable, HERE / "neighbour.py"]
+            command: list[str | Path] = [sys.executable, HERE / "neighbour.py"]
             children.append(stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, env=alone)))
             stack.callback(children[-1].kill)
         for child in children:
+            assert child.stdout is not None
             child.stdout.readline()
         yield

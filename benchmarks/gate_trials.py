@@ -23,6 +23,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from gate_networks import NETWORKS, make_networks, neighbours
 
@@ -32,6 +33,9 @@ from tlc.runtime.gate import Effort, gate
 from tlc.runtime.limits import GateLimits
 from tlc.runtime.process import Case
 from tlc.runtime.stored_report import StoredBaseline, read_stored
+
+Networks = dict[str, list[dict[str, float | str]]]
+Row = dict[str, Any]
 
 MACHINES = ("quiet", "disturbed")
 ANY_LATENCY = GateLimits(p50_under_ms=1e6)
@@ -91,10 +95,10 @@ def stored_baseline(trial: Trial, base: Case, folder: Path) -> StoredBaseline:
     return stored
 
 
-def run(trial: Trial, folder: Path, networks: dict, effort: Effort) -> dict:
+def run(trial: Trial, folder: Path, networks: Networks, effort: Effort) -> Row:
     """Return what became of one trial, as JSON values."""
     base = case(folder / f"{trial.size.replace(' ', '')}.onnx")
-    slower = {each["slowdown"]: folder / each["file"] for each in networks[trial.size]}
+    slower = {each["slowdown"]: folder / str(each["file"]) for each in networks[trial.size]}
     candidate = case(slower.get(trial.arm.slowdown, base.path.with_stem(f"{base.name}-same")))
     baseline = stored_baseline(trial, base, folder) if trial.arm.stored else base
     start = time.monotonic()
@@ -119,7 +123,7 @@ def run(trial: Trial, folder: Path, networks: dict, effort: Effort) -> dict:
     }
 
 
-def table(rows: list[dict], arms: Iterable[Arm], by_size: bool) -> str:
+def table(rows: list[Row], arms: Iterable[Arm], by_size: bool) -> str:
     """Return the Markdown table of all trials, by network or not."""
     lines = [
         "| machine | trial | margin | network | gates | pass | fail | inconclusive | above margin | s a gate |",
@@ -141,7 +145,7 @@ def table(rows: list[dict], arms: Iterable[Arm], by_size: bool) -> str:
     return "\n".join(lines)
 
 
-def report(rows: list[dict], arms: list[Arm], networks: dict, beside: int) -> str:
+def report(rows: list[Row], arms: list[Arm], networks: Networks, beside: int) -> str:
     """Return the whole page."""
     facts = environment()
     versions = {name: facts["versions"].get(name) for name in ("tlc", "onnxruntime", "numpy")}

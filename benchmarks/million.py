@@ -13,7 +13,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -43,18 +45,19 @@ def resident_kib(pid: int) -> int:
 
 def in_worker(program: Path, model: Path, runs: int) -> list[int]:
     """Return the resident memory after each tenth of `runs` in `tlc-run worker`, in KiB."""
-    request = {"path": str(model), "target": None, "threads": 1, "streams": 1, "batch": 1, "sizes": {}, "shapes": {}}
-    request |= {"feeds": None, "options": {}, "memory_bytes": None}
+    settings: dict[str, Any] = {"target": None, "threads": 1, "streams": 1, "batch": 1, "sizes": {}, "shapes": {}}
+    request = {"path": str(model), **settings, "feeds": None, "options": {}, "memory_bytes": None}
     command = [str(program), "worker", "--ort-lib", str(ORT)]
     found = []
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdin is not None
         assert worker.stdout is not None
+        questions, answers = worker.stdin, worker.stdout
 
-        def ask(value: dict[str, object]) -> None:
-            worker.stdin.write(json.dumps(value) + "\n")
-            worker.stdin.flush()
-            answer = json.loads(worker.stdout.readline())
+        def ask(value: Mapping[str, object]) -> None:
+            questions.write(json.dumps(value) + "\n")
+            questions.flush()
+            answer = json.loads(answers.readline())
             if "error" in answer:
                 raise SystemExit(answer["error"])
 
@@ -64,7 +67,7 @@ def in_worker(program: Path, model: Path, runs: int) -> list[int]:
             for _ in range(runs // 10 // block_runs):
                 ask({"do": "block", "runs": block_runs, "lead_in": False})
             found.append(resident_kib(worker.pid))
-        worker.stdin.close()
+        questions.close()
     return found
 
 

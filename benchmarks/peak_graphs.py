@@ -34,7 +34,8 @@ def peak_graph(name: str) -> bytes:
         [weight],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7, producer_name="tlc")
-    return model.SerializeToString(deterministic=True)
+    written: bytes = model.SerializeToString(deterministic=True)
+    return written
 
 
 def main() -> None:

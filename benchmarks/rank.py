@@ -201,7 +201,7 @@ def _trained(model: Model, train: Pixels, count: int, seen: int, rate: float) ->
     head: Any = module.get_submodule(layer.name)
     nn.init.normal_(head.weight, std=0.01)  # a ReLU may follow: none of its classes starts out silent
     nn.init.zeros_(head.bias)
-    module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = module.to(memory_format=torch.channels_last)
     epochs = -(-seen // len(train))
     optimizer = torch.optim.AdamW(module.parameters(), rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * -(-len(train) // _BATCH))

@@ -13,20 +13,24 @@ import json
 import random
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 BLOCK = 8
 
+Feeds = dict[str, NDArray[Any]]
 
-def opened(path: str) -> tuple[onnxruntime.InferenceSession, dict[str, object]]:
+
+def opened(path: str) -> tuple[onnxruntime.InferenceSession, Feeds]:
     """Return a session and random inputs."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
-    feeds = {}
+    feeds: Feeds = {}
     for given in session.get_inputs():
         shape = [size if isinstance(size, int) else 1 for size in given.shape]
         if given.type == "tensor(float)":
@@ -46,7 +50,8 @@ def main() -> None:
     options = parser.parse_args()
     models = [opened(path) for path in options.models]
     shuffle = random.Random(options.seed).shuffle
-    order, samples_ns = list(range(len(models))), [[] for _ in models]
+    order = list(range(len(models)))
+    samples_ns: list[list[int]] = [[] for _ in models]
     end = time.perf_counter() + options.seconds
     while time.perf_counter() < end:
         shuffle(order)

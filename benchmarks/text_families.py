@@ -7,7 +7,6 @@ over the largest of these; SNR is that of the logits against them, in dB. Random
 trained ones do.
 """
 
-import sys
 import tempfile
 from pathlib import Path
 
@@ -126,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -29,6 +29,7 @@ from tlc.compress.measure import Timing, latencies, p50_ms, speedup
 from tlc.compress.plan import make_plan
 from tlc.compress.recipe import read_recipe
 from tlc.compress.runner import Runner
+from tlc.compress.text_model import TextModel
 from tlc.compress.text_work import TextWork
 from tlc.export.metadata import read_metadata
 from tlc.export.quiet import quiet
@@ -75,6 +76,8 @@ def main(model: Path, data: Path, run: Path, target: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         work, runner = plan.start(folder), Runner.here(plan.target, folder)
+        assert isinstance(work, TextWork)
+        assert isinstance(plan.model, TextModel)
         plain = folder / "plain.onnx"
         with quiet():
             work.export(plan.model, plain)
@@ -114,4 +117,4 @@ def main(model: Path, data: Path, run: Path, target: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]), sys.argv[4])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

@@ -29,7 +29,8 @@ from tlc.export.fp16 import fp16_from_float
 from tlc.export.graph import graph_stats
 from tlc.export.onnx import onnx_from_torch
 from tlc.runtime.errors import TlcError
-from tlc.runtime.latency import measure_interleaved, speedup
+from tlc.runtime.latency import measure_interleaved
+from tlc.runtime.statistics import bootstrap_median
 from tlc.runtime.target import load_target
 
 FAMILIES = (
@@ -151,7 +152,8 @@ def row(name: str, folder: Path) -> list[str]:
     runners = {path.stem: session(path) for path in (single, integer)}
     runs = {stem: lambda runner=runner: runner.run(None, samples[0]) for stem, runner in runners.items()}
     latency = measure_interleaved(runs, rounds=20, block=3, warmup_runs=5)
-    gain = speedup(latency["fp32"], latency["int8"])
+    ratios = latency["fp32"].block_medians_ns() / latency["int8"].block_medians_ns()
+    gain, low, high = bootstrap_median([ratios])
     return [
         name,
         f"{stats.parameters / 1e6:.2f}",
@@ -162,7 +164,7 @@ def row(name: str, folder: Path) -> list[str]:
         f"{error[half]:.1e}",
         f"{-10 * np.log10(noise):.1f}",
         integer_share(integer, folder),
-        f"{gain.estimate:.2f}x ({gain.low:.2f} to {gain.high:.2f})",
+        f"{gain:.2f}x ({low:.2f} to {high:.2f})",
         f"{export_s:.0f}",
         f"{quantize_s:.0f}",
     ]

@@ -45,7 +45,7 @@ SAMPLES = 16
 def network(name: str) -> nn.Module:
     """Return the network with random weights and no head of zeros, whose logits would say nothing."""
     torch.manual_seed(0)
-    module = models.get_model(name, weights=None, num_classes=10)
+    module: nn.Module = models.get_model(name, weights=None, num_classes=10)
     for parameter in module.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)

@@ -1,7 +1,7 @@
 """Every TensorRT name that tlc uses exists in every release that the code serves, or is asked for with care.
 
 What cannot be run here is at least not misspelt. The tables are those of eleven releases' own bindings, and of 8.2
-derived from them; see benchmarks/tensorrt_names.py.
+derived from them; see benchmarks/write_tensorrt_names.py.
 """
 
 import ast

@@ -1,6 +1,6 @@
 """Write tests/data/tensorrt_names.json: the names of TensorRT's Python module that tlc's modules could use.
 
-    python benchmarks/tensorrt_names.py FOLDER
+    python benchmarks/write_tensorrt_names.py FOLDER
 
 FOLDER holds one VERSION.json for each release, made by asking the real bindings for their classes, enumerations and
 docstrings: {"version", "enums": {name: {member: value}}, "classes": {name: {attribute: "property …" | [signatures]}},
