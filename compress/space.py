@@ -122,8 +122,8 @@ def space_of(model: Network) -> Space:
 def _image_choices(model: Model) -> list[Choice]:
     groups = block_groups(model)
     choices = []
-    for group, fewest in zip(groups, _fewest(groups), strict=True):
-        counts: tuple[Value, ...] = tuple(range(fewest, len(group.members) + 1))
+    for group in groups:
+        counts: tuple[Value, ...] = tuple(range(len(group.members) - len(group.removable), len(group.members) + 1))
         if len(groups) == 1:  # a single number is a share of what can be removed
             removable = len(group.removable)
             counts = tuple(kept / removable for kept in range(1, removable + 1))
@@ -133,9 +133,8 @@ def _image_choices(model: Model) -> list[Choice]:
 
 def _widths(model: Model, groups: Sequence[BlockGroup]) -> list[Choice]:
     """Return a choice of width for each group, or one for all layers; what can be made is tried on few blocks."""
-    few = [len(group.members) - count for group, count in zip(groups, _fewest(groups), strict=True)]
-    gone = [name for group, count in zip(groups, few, strict=True) for name in group.removable[:count]]
-    small = remove_blocks(model, gone)
+    few = [group.removable[: len(group.members) - 1] for group in groups]  # one of each has to be there to be tried
+    small = remove_blocks(model, list(itertools.chain.from_iterable(few)))
     names = [group.name for group in groups]
     found = []
     for index in range(max(1, len(groups))):
@@ -152,10 +151,6 @@ def _widths(model: Model, groups: Sequence[BlockGroup]) -> list[Choice]:
         widths = tuple(width for width in _WIDTHS if width == 1 or (narrower if width < 1 else wider))
         found.append(Choice(f"{_WIDTH}.{names[index]}" if len(groups) > 1 else _WIDTH, _WIDTH, widths, 1.0))
     return found if any(len(choice.values) > 1 for choice in found) else []
-
-
-def _fewest(groups: Sequence[BlockGroup]) -> list[int]:
-    return [max(1, len(group.members) - len(group.removable)) for group in groups]
 
 
 def _text_choices(model: TextModel) -> list[Choice]:

@@ -11,6 +11,7 @@ from torchvision.models import get_model
 from tlc.calibration.preprocess import Preprocess
 from tlc.compress.arch import Architecture
 from tlc.compress.model import Model
+from tlc.compress.space import space_of
 from tlc.compress.student import (
     StudentSpec,
     block_groups,
@@ -88,6 +89,12 @@ def test_groups_count_the_blocks_that_must_stay(teacher: Model) -> None:
         ("layer1", 4, 4),
         ("layer2", 3, 2),
     ]
+
+
+def test_a_search_may_empty_a_group_whose_blocks_can_all_go(teacher: Model) -> None:
+    depths = {one.name: one.values for one in space_of(teacher).choices if one.part == "depth"}
+
+    assert depths == {"depth.layer1": (0, 1, 2, 3, 4), "depth.layer2": (1, 2, 3)}
 
 
 @pytest.mark.parametrize(
