@@ -35,8 +35,7 @@ def plan_lines(plan: Plan) -> list[str]:
         f"target     {plan.target.name}, budget {recipe.budget.words}",
     ]
     passes = recipe.train.resolved(kind).epochs
-    cached = recipe.distill.resolved(kind).feature == "none"
-    teacher_s = (min(recipe.distill.views, max(1, passes)) if cached else passes) * count * forward_s
+    teacher_s = (min(recipe.distill.views, max(1, passes)) if keeps_answers(plan) else passes) * count * forward_s
     if plan.student.value is None:
         lines.append(f"distill    no: {plan.student.reason}")
     else:
@@ -77,6 +76,11 @@ def _wider_student(plan: Plan) -> nn.Module | None:
         plan.model, spec, score=lambda _network: 0.0, example=example, max_evaluations=0, round_to=multiple
     )
     return student.module
+
+
+def keeps_answers(plan: Plan) -> bool:
+    """Return whether the teacher answers a few views of each sample, and not at every step."""
+    return plan.recipe.distill.resolved(plan.kind).feature == "none"
 
 
 def seconds_per_sample(plan: Plan, network: nn.Module) -> tuple[float, float]:

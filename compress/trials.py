@@ -23,7 +23,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from tlc.compress.cost import macs, parameters
-from tlc.compress.estimate import seconds_per_sample
+from tlc.compress.estimate import keeps_answers, seconds_per_sample
 from tlc.compress.events import Emit, StageDone
 from tlc.compress.latency_table import LatencyTable, latency_table
 from tlc.compress.measure import Candidate, latencies
@@ -49,12 +49,14 @@ _FEW_SHAPES = 16
 _MOST_PREDICTED = 4000
 _MOST_BUILT = 12
 _NEAR_RATIO = 0.08
+_WHOLE_RATIO = 0.2
+"""How far off the speed that is looked for a shape may be that keeps whole blocks: some networks have few of these."""
 _LEARNS_RATIO = 0.5
 """Standard deviation of what more training brings, over what it brought to others."""
 _TRAINING_SHARE = 0.2
 """Of the time limit, for the longest training of one shape."""
 _STUDENT_COST = 0.4
-"""Of training the original: what a student that is worth training takes."""
+"""Of training the original: what a student that is worth training takes, without the teacher's answers."""
 _MOST_EPOCHS = 60
 _CHOICE_EVALUATIONS = 30
 """Networks tried to choose a shape's blocks: training makes up for a worse choice, and most are tried once a search."""
@@ -88,8 +90,9 @@ def most_epochs(plan: Plan, limit_s: float) -> int:
     """Return for how many epochs one shape is trained at most: as asked for, or what fits into the time limit."""
     if plan.recipe.train.epochs is not None:
         return plan.recipe.train.epochs
-    step_s, _forward_s = seconds_per_sample(plan, plan.model.module)
-    fitting = round(_TRAINING_SHARE * limit_s / (_STUDENT_COST * step_s * len(plan.splits.fit)))
+    step_s, forward_s = seconds_per_sample(plan, plan.model.module)
+    sample_s = _STUDENT_COST * step_s + (0.0 if keeps_answers(plan) else forward_s)
+    fitting = round(_TRAINING_SHARE * limit_s / (sample_s * len(plan.splits.fit)))
     settings = plan.recipe.search
     fewest: int = settings.factor ** (settings.portions - 1)
     return min(_MOST_EPOCHS, max(fewest, fitting))
@@ -124,6 +127,40 @@ def next_speedup(kept: Sequence[float], missed: Sequence[float], stride: float) 
     return math.sqrt(fastest * above) if above / fastest > _CLOSE else None
 
 
+def nearest(shapes: Sequence[tuple[float, bool]], wanted: float, reach_ratio: float) -> list[int]:
+    """Return which of `shapes` (speed-up, whether its blocks are whole) are about as fast as `wanted`.
+
+    None further off than `reach_ratio`, in logarithms. Where there are any with whole blocks, only those: some networks
+    have few, so the nearest of them counts even from further off.
+
+    >>> nearest([(3.0, True), (4.0, False), (4.6, True), (8.0, True)], 4.0, 0.5)
+    [2]
+    >>> nearest([(3.0, True), (4.0, False), (4.6, True), (8.0, True)], 4.0, 0.1)
+    [1]
+    """
+    off = [abs(math.log(speedup / wanted)) for speedup, _whole in shapes]
+    near = [index for index, ratio in enumerate(off) if ratio < min(reach_ratio, _NEAR_RATIO)]
+    whole = [index for index, ratio in enumerate(off) if shapes[index][1] and ratio < min(reach_ratio, _WHOLE_RATIO)]
+    if not whole:
+        return near
+    limit_ratio = max(_NEAR_RATIO, min(off[index] for index in whole))
+    return [index for index in whole if off[index] <= limit_ratio]
+
+
+def fitting_epochs(portion: int, done: int, epoch_s: float, left_s: float) -> int:
+    """Return how many epochs of a portion there is time for, of a network that has been trained for `done`.
+
+    None if fewer than that: a restart that short loses more than it brings.
+
+    >>> fitting_epochs(12, 6, 60.0, 480.0), fitting_epochs(12, 6, 60.0, 300.0)
+    (8, 0)
+    """
+    if portion * epoch_s <= left_s:
+        return portion
+    possible = int(left_s / epoch_s)
+    return possible if possible >= done else 0
+
+
 def comparable(others: Sequence[FrozenTrial], epochs: int, factor: int) -> bool:
     """Return whether as many others were trained for `epochs` that one in `factor` can be told from the rest."""
     return sum(epochs in one.intermediate_values for one in others) >= factor
@@ -143,7 +180,6 @@ class Trials:
         self.network: Network = self.work.load(self.original.stage.path, self.original.arch)
         self._held_out_accuracy = self._held_out(self.original.work, self.original.deployed)
         self.reference, self._reference_deviation_points = self._reference()
-        self._epoch_s: dict[str, float] = {}
 
     def try_shapes(self, count: int | None) -> None:
         """Try shapes until the time is over, `count` were tried, or the grid is finished."""
@@ -194,15 +230,19 @@ class Trials:
             raise self._stopped(trial, spec, f"its {int8_bytes} weights in INT8 are over the limit of {limit} bytes")
         gain = self._gain(faster, int8_bytes)
         drops: list[float] = []
+        epoch_s = 0.0
         for portion in epochs:
-            epoch_s = self._epoch_s.get(spec, 0.0)
-            if portion * epoch_s > self.deadline.left_s:
+            if fitting := fitting_epochs(portion, done, epoch_s, self.deadline.left_s):
+                stage = self._portion(stage, fitting, done)
+                epoch_s = stage.seconds / fitting
+                done += fitting
+                drops.append(100 * (self.reference - stage.found["accuracy"]))
+                trial.set_user_attr("drops_points", drops)
+            if fitting < portion:
                 trial.set_user_attr("out_of_time", True)  # with more of it, it may be tried again
-                raise self._stopped(trial, spec, f"no time for {portion} more epochs of {epoch_s:.0f} s")
-            stage = self._portion(spec, stage, portion, done)
-            done += portion
-            drops.append(100 * (self.reference - stage.found["accuracy"]))
-            trial.set_user_attr("drops_points", drops)
+                if merit(self.budget, gain, *self._at_end(drops, len(drops))) <= self._best:
+                    raise self._stopped(trial, spec, f"{-drops[-1]:+.2f} points after {done} epochs, and no more time")
+                break
             trial.report(merit(self.budget, gain, *self._at_end(drops, len(epochs))), done)
             others = self._others(trial, *_RUNNING)
             if done < sum(epochs) and comparable(others, done, self.settings.factor) and trial.should_prune():
@@ -256,7 +296,7 @@ class Trials:
         }
         return self.run.stage("start", inputs, make)
 
-    def _portion(self, spec: str, before: StageResult, epochs: int, done: int) -> StageResult:
+    def _portion(self, before: StageResult, epochs: int, done: int) -> StageResult:
         """Train a network for so many epochs more."""
         training = self.plan.recipe.train.model_copy(update={"epochs": epochs})
 
@@ -283,10 +323,7 @@ class Trials:
             "train": training.resolved(self.plan.kind).model_dump(mode="json"),
             **self.pipeline.common,
         }
-        stage = self.run.stage("train", inputs, make, resumable=True)
-        if not stage.reused:
-            self._epoch_s[spec] = stage.seconds / epochs
-        return stage
+        return self.run.stage("train", inputs, make, resumable=True)
 
     def _reference(self) -> tuple[float, float]:
         """Return the accuracy that students are held against on the held-out part, and its deviation in points.
@@ -331,19 +368,16 @@ class Trials:
                 continue  # of no shape that the table was fitted to; the sampler may still propose it
         return found
 
-    def _queue_shape_of_speed(self, wanted: float) -> None:
-        """Queue the shape of most arithmetic about `wanted` times as fast as the original.
+    def _queue_shape_of_speed(self, wanted: float, reach_ratio: float) -> None:
+        """Queue the shape of most arithmetic about `wanted` times as fast as the original, `reach_ratio` off at most.
 
         Shapes with blocks of the original as they are go first: they know most before any training. Of two shapes that
         take the same time the one that computes more is likely to learn more.
         """
         tried = {one.user_attrs.get("spec") for one in self._others(None, *_RUNNING)}
-        near = [
-            shape
-            for faster, shape in self._predicted
-            if abs(math.log(faster / wanted)) < _NEAR_RATIO and self.space.spec(shape) not in tried
-        ]
-        near = [shape for shape in near if self.space.keeps_blocks(shape)] or near
+        untried = [(faster, shape) for faster, shape in self._predicted if self.space.spec(shape) not in tried]
+        speeds = [(faster, self.space.keeps_blocks(shape)) for faster, shape in untried]
+        near = [untried[index][1] for index in nearest(speeds, wanted, reach_ratio)]
         if near := random.Random(self.plan.recipe.seed).sample(near, min(_MOST_BUILT, len(near))):
             chosen = max(near, key=lambda shape: self._arithmetic(self.space.spec(shape)))
             self.study.enqueue_trial(self.space.indices(chosen), skip_if_exists=True)
@@ -370,7 +404,8 @@ class Trials:
             return
         if wanted := next_speedup(kept, missed, _STRIDE if students else _FIRST_STRIDE):
             needed = self._table.original_ms / self.budget.max_latency_ms if self.budget.max_latency_ms else 1.0
-            self._queue_shape_of_speed(max(wanted, needed * (1 + _NEAR_RATIO)))
+            wanted = max(wanted, needed * (1 + _NEAR_RATIO))
+            self._queue_shape_of_speed(wanted, math.log(wanted / max(kept)))
 
     def _arithmetic(self, spec: str) -> int:
         """Return the multiply-accumulates of a shape; of a text model the parameters, which they go with."""
@@ -384,10 +419,15 @@ class Trials:
         limit_ms = self.budget.max_latency_ms
         if limit_ms is not None and p50_ms > limit_ms:
             return f"{p50_ms:.3g} ms are over the limit of {limit_ms:g} ms"
-        finished = [one.value for one in self._others(None, TrialState.COMPLETE) if one.value is not None]
-        if self.budget.objective == "fastest" and finished and math.log(faster) <= max(finished):
+        if self.budget.objective == "fastest" and math.log(faster) <= self._best:
             return f"{faster:.2f}x as fast as the original is not enough: another shape already promises more"
         return ""
+
+    @property
+    def _best(self) -> float:
+        """What the best finished network is worth."""
+        finished = [one.value for one in self._others(None, TrialState.COMPLETE) if one.value is not None]
+        return max(finished, default=-math.inf)
 
     def _at_end(self, drops_points: Sequence[float], count: int) -> tuple[float, float]:
         """Return the drop to expect after all portions, and its standard deviation, in points.
@@ -396,7 +436,8 @@ class Trials:
         to halve the drop.
         """
         done, now = len(drops_points), drops_points[-1]
-        known = [one.user_attrs.get("drops_points", []) for one in self._others(None, TrialState.COMPLETE)]
+        whole = (one for one in self._others(None, TrialState.COMPLETE) if not one.user_attrs.get("out_of_time"))
+        known = [one.user_attrs.get("drops_points", []) for one in whole]
         gains = [drops[done - 1] - drops[-1] for drops in known if len(drops) == count]
         gained = median(gains) if gains else now * (1 - 0.5 ** (count - done))
         return now - gained, math.hypot(self._deviation_points, _LEARNS_RATIO * gained)

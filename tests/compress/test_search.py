@@ -136,7 +136,9 @@ def test_a_search_ends_with_a_report_and_goes_on_with_resume(
     space = space_of(make_plan(recipe).model)
     predicted = [(4.0, shape) for shape in space.even(100, seed=0) if shape != space.teacher]
     monkeypatch.setattr(trials.Trials, "_predicted", predicted)  # as among many shapes
-    monkeypatch.setattr(trials, "_NEAR_RATIO", 10.0)
+    monkeypatch.setattr(
+        trials, "nearest", lambda shapes, *_wanted: [n for n, (_speedup, whole) in enumerate(shapes) if whole]
+    )
     report = search.compress_within(recipe, tmp_path / "run", limit_s=3600, trials=3)
 
     tried = record_of(_study(tmp_path / "run" / "study.journal")).trials
@@ -149,8 +151,17 @@ def test_a_search_ends_with_a_report_and_goes_on_with_resume(
     assert all(one.why for one in tried if one.status == "stopped")
     assert (tmp_path / "run" / "model.onnx").exists()
     assert report.measurements[0].name == "original"
+    study = _study(tmp_path / "run" / "study.journal")
+    shapes = [space.indices(shape) for _speedup, shape in predicted]
+    study.enqueue_trial(next(shape for shape in shapes if shape not in [trial.params for trial in study.trials]))
+    monkeypatch.setattr(trials, "fitting_epochs", lambda portion, done, *_times: 0 if done else portion)
+    monkeypatch.setattr(trials.Trials, "_best", -math.inf)  # so that it promises more than the others
     resumed = search.compress_within(recipe, tmp_path / "run", limit_s=3600, trials=1, resume=True)
-    assert len(record_of(_study(tmp_path / "run" / "study.journal")).trials) == len(tried) + 1
+    *_before, cut_short = _study(tmp_path / "run" / "study.journal").trials
+    assert cut_short.number == len(tried)
+    assert cut_short.state == TrialState.COMPLETE
+    assert len(cut_short.user_attrs["drops_points"]) == 1
+    assert cut_short.user_attrs["out_of_time"]
     assert resumed.measurements[0].accuracy == report.measurements[0].accuracy
 
 
