@@ -87,15 +87,19 @@ def portions(epochs: int, factor: int, count: int) -> tuple[int, ...]:
 
 
 def most_epochs(plan: Plan, limit_s: float) -> int:
-    """Return for how many epochs one shape is trained at most: as asked for, or what fits into the time limit."""
+    """Return for how many epochs one shape is trained at most: as asked for, or what fits into the time limit.
+
+    Where that is fewer than students take without a search, it is up to twice the share of the time.
+    """
+    usual = plan.recipe.train.resolved(plan.kind).epochs
     if plan.recipe.train.epochs is not None:
-        return plan.recipe.train.epochs
+        return usual
     step_s, forward_s = seconds_per_sample(plan, plan.model.module)
     sample_s = _STUDENT_COST * step_s + (0.0 if keeps_answers(plan) else forward_s)
-    fitting = round(_TRAINING_SHARE * limit_s / (sample_s * len(plan.splits.fit)))
+    fitting = _TRAINING_SHARE * limit_s / (sample_s * len(plan.splits.fit))
     settings = plan.recipe.search
     fewest: int = settings.factor ** (settings.portions - 1)
-    return min(_MOST_EPOCHS, max(fewest, fitting))
+    return min(_MOST_EPOCHS, max(fewest, round(fitting), min(usual, round(2 * fitting))))
 
 
 def merit(budget: Budget, gain: float, drop_points: float, deviation_points: float) -> float:

@@ -26,7 +26,7 @@ from tlc.compress.search import STUDY
 from tlc.compress.space import Choice, Space, space_of
 from tlc.compress.study import open_study, record_of
 from tlc.compress.train import TrainSettings
-from tlc.compress.trials import comparable, merit, next_speedup, portions
+from tlc.compress.trials import comparable, merit, most_epochs, next_speedup, portions
 from tlc.runtime.budget import Budget
 from tlc.runtime.errors import TlcError, UsageError
 
@@ -67,6 +67,17 @@ def test_after_each_portion_a_shape_has_had_factor_times_as_many_epochs() -> Non
     assert portions(27, 3, 4) == (1, 2, 6, 18)
     assert sum(portions(20, 3, 3)) == 20
     assert portions(1, 3, 3) == (1,)
+
+
+@pytest.mark.parametrize(("limit_s", "epochs"), [(100, 4), (300, 10), (1000, 20), (36000, 60)])
+def test_a_shape_is_trained_for_a_share_of_the_time_and_for_no_fewer_epochs_than_usual_if_twice_that_suffices(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, limit_s: float, epochs: int
+) -> None:
+    plan = make_plan(recipe.model_copy(update={"train": TrainSettings()}))
+    step_s = 10 / len(plan.splits.fit) / 0.4  # a student's epoch takes 10 s
+    monkeypatch.setattr(trials, "seconds_per_sample", lambda *_network: (step_s, 0.0))
+
+    assert most_epochs(plan, limit_s) == epochs
 
 
 def test_what_is_expected_of_a_network_is_its_speed_if_it_stays_within_the_budget_else_nothing() -> None:
