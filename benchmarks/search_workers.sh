@@ -26,8 +26,8 @@ worker() { # STUDY NAME [more options]
 }
 worker random first --set search.sampler=random > "$out/random.json" &
 worker one first > "$out/one.json"
-wait
+wait $! # its status too
 worker two first > "$out/two.json" &
 worker two second > "$out/second.json"
-wait
+wait $!
 python "$(dirname "$0")/search_curve.py" "$out/one.json" "$out/random.json" "$out/two.json" "$out/second.json"

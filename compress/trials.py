@@ -49,8 +49,9 @@ _FEW_SHAPES = 16
 _MOST_PREDICTED = 4000
 _MOST_BUILT = 12
 _NEAR_RATIO = 0.08
+"""How far off the speed that is looked for a shape may be, as a logarithm."""
 _WHOLE_RATIO = 0.2
-"""How far off the speed that is looked for a shape may be that keeps whole blocks: some networks have few of these."""
+"""The same for shapes that keep whole blocks: some networks have few of these."""
 _LEARNS_RATIO = 0.5
 """Standard deviation of what more training brings, over what it brought to others."""
 _TRAINING_SHARE = 0.2
@@ -152,9 +153,9 @@ def nearest(shapes: Sequence[tuple[float, bool]], wanted: float, reach_ratio: fl
 
 
 def fitting_epochs(portion: int, done: int, epoch_s: float, left_s: float) -> int:
-    """Return how many epochs of a portion there is time for, of a network that has been trained for `done`.
+    """Return how many epochs of a portion there is time for, of a network that has been trained for `done` epochs.
 
-    None if fewer than that: a restart that short loses more than it brings.
+    0 if fewer than those: a restart that short loses more than it brings.
 
     >>> fitting_epochs(12, 6, 60.0, 480.0), fitting_epochs(12, 6, 60.0, 300.0)
     (8, 0)
@@ -440,8 +441,8 @@ class Trials:
         to halve the drop.
         """
         done, now = len(drops_points), drops_points[-1]
-        whole = (one for one in self._others(None, TrialState.COMPLETE) if not one.user_attrs.get("out_of_time"))
-        known = [one.user_attrs.get("drops_points", []) for one in whole]
+        finished = [one.user_attrs for one in self._others(None, TrialState.COMPLETE)]
+        known = [found.get("drops_points", []) for found in finished if not found.get("out_of_time")]
         gains = [drops[done - 1] - drops[-1] for drops in known if len(drops) == count]
         gained = median(gains) if gains else now * (1 - 0.5 ** (count - done))
         return now - gained, math.hypot(self._deviation_points, _LEARNS_RATIO * gained)

@@ -111,11 +111,9 @@ def test_a_host_that_was_there_and_is_gone_is_a_dropped_one(tmp_path: Path) -> N
     with running(tmp_path / "server") as server:
         remote = Remote(HOST, config=server.config)
         remote.check("true")
-    with remote:
-        with pytest.raises(Dropped, match=r"the connection broke|it refuses the connection"):  # ssh may not know yet
-            remote.check("true")
-        with pytest.raises(Dropped, match="it refuses the connection"):
-            remote.check("true")
+    assert remote.lost() is not None  # waits until ssh has noticed
+    with remote, pytest.raises(Dropped, match="it refuses the connection"):
+        remote.check("true")
 
 
 def test_a_file_is_sent_once_and_keeps_its_mode(remote: Remote, sshd: Sshd, tmp_path: Path) -> None:
