@@ -54,6 +54,8 @@ _WHOLE_RATIO = 0.2
 """The same for shapes that keep whole blocks: some networks have few of these."""
 _LEARNS_RATIO = 0.5
 """Standard deviation of what more training brings, over what it brought to others."""
+_SETTLED_RATIO = 0.95
+"""Of the probability of keeping the budget after all of its training: what a shape that is finished earlier has."""
 _TRAINING_SHARE = 0.2
 """Of the time limit, for the longest training of one shape."""
 _STUDENT_COST = 0.4
@@ -112,6 +114,20 @@ def merit(budget: Budget, gain: float, drop_points: float, deviation_points: flo
     if budget.objective == "most-accurate":
         return -drop_points
     return gain * NormalDist(drop_points, max(deviation_points, 1e-6)).cdf(budget.max_drop_points)
+
+
+def settled(budget: Budget, drop_points: float, later_points: float, deviation_points: float) -> bool:
+    """Return whether a network keeps the budget and would hardly be surer to with more training.
+
+    That is taken to change its drop to `later_points`; the deviation is that of both.
+
+    >>> settled(Budget(max_drop_points=1.0), 0.2, 0.1, 0.4), settled(Budget(max_drop_points=1.0), 0.8, 0.4, 0.4)
+    (True, False)
+    """
+    if budget.objective == "most-accurate" or drop_points > budget.max_drop_points:
+        return False
+    now, later = (merit(budget, 1.0, drop, deviation_points) for drop in (drop_points, later_points))
+    return now >= _SETTLED_RATIO * later
 
 
 def next_speedup(kept: Sequence[float], missed: Sequence[float], stride: float) -> float | None:
@@ -227,7 +243,7 @@ class Trials:
         return self._finished(trial, spec, version, faster, self.reference, self._deviation_points)
 
     def _trained(self, trial: optuna.Trial, spec: str, faster: float) -> StageResult:
-        """Train a shape for as long as it promises more than others."""
+        """Train a shape for as long as it promises more than others and has something to gain by it."""
         stage, done = self._started(spec), 0
         epochs = portions(self.study.user_attrs["epochs"], self.settings.factor, self.settings.portions)
         int8_bytes = stage.found["parameters"]  # a byte for each
@@ -248,10 +264,13 @@ class Trials:
                 if merit(self.budget, gain, *self._at_end(drops, len(drops))) <= self._best:
                     raise self._stopped(trial, spec, f"{-drops[-1]:+.2f} points after {done} epochs, and no more time")
                 break
-            trial.report(merit(self.budget, gain, *self._at_end(drops, len(epochs))), done)
+            later_points, deviation_points = self._at_end(drops, len(epochs))
+            trial.report(merit(self.budget, gain, later_points, deviation_points), done)
             others = self._others(trial, *_RUNNING)
             if done < sum(epochs) and comparable(others, done, self.settings.factor) and trial.should_prune():
                 raise self._stopped(trial, spec, f"{-drops[-1]:+.2f} points after {done} epochs, others promise more")
+            if settled(self.budget, drops[-1], later_points, self._deviation_points):
+                break
         return stage
 
     def _finished(

@@ -26,7 +26,7 @@ from tlc.compress.search import STUDY
 from tlc.compress.space import Choice, Space, space_of
 from tlc.compress.study import open_study, record_of
 from tlc.compress.train import TrainSettings
-from tlc.compress.trials import comparable, merit, most_epochs, next_speedup, portions
+from tlc.compress.trials import comparable, merit, most_epochs, next_speedup, portions, settled
 from tlc.runtime.budget import Budget
 from tlc.runtime.errors import TlcError, UsageError
 
@@ -87,6 +87,16 @@ def test_what_is_expected_of_a_network_is_its_speed_if_it_stays_within_the_budge
     assert merit(budget, math.log(4), 1.0, 0.5) == pytest.approx(math.log(4) / 2)
     assert merit(budget, math.log(4), 9, 0.5) == pytest.approx(0)
     assert merit(Budget(objective="most-accurate"), math.log(4), 0.3, 0.5) == -0.3
+
+
+def test_training_ends_where_more_of_it_would_hardly_make_the_budget_surer() -> None:
+    budget = Budget(max_drop_points=1.0)
+
+    assert settled(budget, 0.1, 0.05, 1.1)  # a point is hardly told from nothing, whatever is trained
+    assert settled(budget, -0.5, 0.3, 0.4)
+    assert not settled(budget, 0.8, 0.4, 0.4)
+    assert not settled(budget, 9.0, 8.9, 0.4)
+    assert not settled(Budget(max_drop_points=1.0, objective="most-accurate"), 0.1, 0.05, 1.1)
 
 
 def test_the_next_shape_lies_between_what_keeps_the_budget_and_what_misses_it() -> None:
@@ -150,6 +160,7 @@ def test_a_search_ends_with_a_report_and_goes_on_with_resume(
     monkeypatch.setattr(
         trials, "nearest", lambda shapes, *_wanted: [n for n, (_speedup, whole) in enumerate(shapes) if whole]
     )
+    monkeypatch.setattr(trials, "settled", lambda *_points: True)
     report = search.compress_within(recipe, tmp_path / "run", limit_s=3600, trials=3)
 
     tried = record_of(_study(tmp_path / "run" / "study.journal")).trials
@@ -163,8 +174,10 @@ def test_a_search_ends_with_a_report_and_goes_on_with_resume(
     assert (tmp_path / "run" / "model.onnx").exists()
     assert report.measurements[0].name == "original"
     study = _study(tmp_path / "run" / "study.journal")
+    assert len(study.trials[1].user_attrs["drops_points"]) == 1  # settled after the first portion
     shapes = [space.indices(shape) for _speedup, shape in predicted]
     study.enqueue_trial(next(shape for shape in shapes if shape not in [trial.params for trial in study.trials]))
+    monkeypatch.setattr(trials, "settled", lambda *_points: False)
     monkeypatch.setattr(trials, "fitting_epochs", lambda portion, done, *_times: 0 if done else portion)
     monkeypatch.setattr(trials.Trials, "_best", -math.inf)  # so that it promises more than the others
     resumed = search.compress_within(recipe, tmp_path / "run", limit_s=3600, trials=1, resume=True)
