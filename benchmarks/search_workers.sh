@@ -1,28 +1,26 @@
 #!/usr/bin/env bash
 # A search beside one that draws its shapes at random, then two workers of one search, for as long:
-#   benchmarks/search_workers.sh ASSETS OUT URL MINUTES
-# URL is a PostgreSQL database without these studies. A tenth of CIFAR-10, one thread a worker, always two of them on the
-# machine. `search_curve.py` then compares OUT/one.json, OUT/random.json, and what the two saw when they ended:
-# OUT/two.json and OUT/second.json.
+#   benchmarks/search_workers.sh OUT URL MINUTES [SEED]
+# URL is a PostgreSQL database without these studies. The demo's network and digits, small enough that many students are
+# trained; one thread a worker, always two of them on the machine. `search_curve.py` then compares OUT/one.json,
+# OUT/random.json, and what the two saw when they ended: OUT/two.json and OUT/second.json.
 set -euo pipefail
-assets=$1/cifar10 out=$2 url=$3 minutes=$4
+out=$1 url=$2 minutes=$3 seed=${4:-0}
 export OMP_NUM_THREADS=1
 mkdir -p "$out"
-python - "$assets/images.zip" "$out/tenth.zip" <<'PYTHON'
-import sys, zipfile
-from collections import Counter
-seen = Counter()
-with zipfile.ZipFile(sys.argv[1]) as source, zipfile.ZipFile(sys.argv[2], "w") as tenth:
-    for name in sorted(name for name in source.namelist() if not name.endswith("/")):
-        part, label, _file = name.split("/")
-        seen[part, label] += 1
-        if seen[part, label] <= (500 if part == "train" else 200):
-            tenth.writestr(name, source.read(name))
+python - "$out/inputs" <<'PYTHON'
+import sys
+from pathlib import Path
+from tlc.compress.demo import write_demo_inputs
+from tlc.compress.events import silent
+write_demo_inputs(Path(sys.argv[1]), silent)
 PYTHON
 worker() { # STUDY NAME [more options]
-  tlc search "$assets/resnet56-cifar10.pt" --arch "$assets/cifar_resnet.py:resnet56" --data "$out/tenth.zip" \
-    --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --resize none --max-drop 3 --storage "$url" --study "$1" \
-    --worker "$2" -o "$out/$1" --time-limit "${minutes}min" --json --quiet "${@:3}"
+  tlc search "$out/inputs/model.pt" --arch "$out/inputs/demo_network.py:digits_resnet" --data "$out/inputs/digits.npz" \
+    --input 1x24x24 --resize 24x24 --mean 0.3 --std 0.35 --channels gray --set train.batch_size=64 \
+    --set train.augment.crop=pad --set train.augment.padding=2 --set train.augment.flip=false --max-drop 3 \
+    --storage "$url" --study "$1-$seed" --worker "$2" -o "$out/$1" --seed "$seed" --time-limit "${minutes}min" --json \
+    --quiet "${@:3}"
 }
 worker random first --set search.sampler=random > "$out/random.json" &
 worker one first > "$out/one.json"

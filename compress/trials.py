@@ -54,8 +54,8 @@ _WHOLE_RATIO = 0.2
 """The same for shapes that keep whole blocks: some networks have few of these."""
 _LEARNS_RATIO = 0.5
 """Standard deviation of what more training brings, over what it brought to others."""
-_SETTLED_RATIO = 0.95
-"""Of the probability of keeping the budget after all of its training: what a shape that is finished earlier has."""
+_SETTLED_RATIO = 0.2
+"""Of the drop that the budget allows: a shape that has lost no more is trained no further."""
 _TRAINING_SHARE = 0.2
 """Of the time limit, for the longest training of one shape."""
 _STUDENT_COST = 0.4
@@ -116,18 +116,13 @@ def merit(budget: Budget, gain: float, drop_points: float, deviation_points: flo
     return gain * NormalDist(drop_points, max(deviation_points, 1e-6)).cdf(budget.max_drop_points)
 
 
-def settled(budget: Budget, drop_points: float, later_points: float, deviation_points: float) -> bool:
-    """Return whether a network keeps the budget and would hardly be surer to with more training.
+def settled(budget: Budget, drop_points: float) -> bool:
+    """Return whether a network keeps the budget so well that its training may end: rounding will cost it some more.
 
-    That is taken to change its drop to `later_points`; the deviation is that of both.
-
-    >>> settled(Budget(max_drop_points=1.0), 0.2, 0.1, 0.4), settled(Budget(max_drop_points=1.0), 0.8, 0.4, 0.4)
+    >>> settled(Budget(max_drop_points=1.0), 0.1), settled(Budget(max_drop_points=1.0), 0.8)
     (True, False)
     """
-    if budget.objective == "most-accurate" or drop_points > budget.max_drop_points:
-        return False
-    now, later = (merit(budget, 1.0, drop, deviation_points) for drop in (drop_points, later_points))
-    return now >= _SETTLED_RATIO * later
+    return budget.objective != "most-accurate" and drop_points <= _SETTLED_RATIO * budget.max_drop_points
 
 
 def next_speedup(kept: Sequence[float], missed: Sequence[float], stride: float) -> float | None:
@@ -207,6 +202,8 @@ class Trials:
         self._take_up_own()
         if not self.study.trials:
             self.study.enqueue_trial(self.space.indices(self.space.teacher))
+        else:  # others are at it, or were
+            self._queue_next()
         if self.deadline.left_s:
             self.study.optimize(self._tried, n_trials=count, timeout=self.deadline.left_s, callbacks=[self._queue_next])
 
@@ -226,7 +223,7 @@ class Trials:
         if any(one.get("spec") == spec and not one.get("out_of_time") for one in others):
             raise self._stopped(trial, spec, "tried before")
         try:
-            times = measure_shapes(self.work, self.network, [spec], self.runner, cache=self.run.cache, emit=self.emit)
+            times = self._times(spec)
         except TlcError as error:  # widths that do not go together, an operator that does not run
             if not spec:
                 raise
@@ -243,7 +240,7 @@ class Trials:
         return self._finished(trial, spec, version, faster, self.reference, self._deviation_points)
 
     def _trained(self, trial: optuna.Trial, spec: str, faster: float) -> StageResult:
-        """Train a shape for as long as it promises more than others and has something to gain by it."""
+        """Train a shape for as long as it promises more than others and does not keep the budget well."""
         stage, done = self._started(spec), 0
         epochs = portions(self.study.user_attrs["epochs"], self.settings.factor, self.settings.portions)
         int8_bytes = stage.found["parameters"]  # a byte for each
@@ -264,12 +261,11 @@ class Trials:
                 if merit(self.budget, gain, *self._at_end(drops, len(drops))) <= self._best:
                     raise self._stopped(trial, spec, f"{-drops[-1]:+.2f} points after {done} epochs, and no more time")
                 break
-            later_points, deviation_points = self._at_end(drops, len(epochs))
-            trial.report(merit(self.budget, gain, later_points, deviation_points), done)
+            trial.report(merit(self.budget, gain, *self._at_end(drops, len(epochs))), done)
             others = self._others(trial, *_RUNNING)
             if done < sum(epochs) and comparable(others, done, self.settings.factor) and trial.should_prune():
                 raise self._stopped(trial, spec, f"{-drops[-1]:+.2f} points after {done} epochs, others promise more")
-            if settled(self.budget, drops[-1], later_points, self._deviation_points):
+            if settled(self.budget, drops[-1]):
                 break
         return stage
 
@@ -371,6 +367,14 @@ class Trials:
         known = self._held_out_accuracy
         return (new + known) / 2, 100 * abs(known - new) / math.sqrt(12)
 
+    def _times(self, spec: str) -> dict[str, float]:
+        """Return the p50, in ms, of the original and of a shape; measured once for all workers that share a folder."""
+        return measure_shapes(self.work, self.network, [spec], self.runner, cache=self.run.cache, emit=self.emit)
+
+    def _speedup(self, spec: str) -> float:
+        times = self._times(spec)
+        return times[ORIGINAL] / times[spec]
+
     @cached_property
     def _table(self) -> LatencyTable:
         return latency_table(
@@ -406,7 +410,7 @@ class Trials:
             chosen = max(near, key=lambda shape: self._arithmetic(self.space.spec(shape)))
             self.study.enqueue_trial(self.space.indices(chosen), skip_if_exists=True)
 
-    def _queue_next(self, _study: optuna.Study, _trial: FrozenTrial) -> None:
+    def _queue_next(self, *_ended: object) -> None:
         """Queue a shape between the fastest that keeps the budget and the slowest of the faster ones that miss it.
 
         What others are at counts as missed, so that workers spread out. Where another thing is wanted than speed, the
@@ -417,13 +421,19 @@ class Trials:
         kept, missed, students = [1.0], [], 0
         for one in self._others(None, *_RUNNING):
             known = one.user_attrs
-            at_work = one.state == TrialState.RUNNING and bool(known.get("spec")) and "speedup" in known
-            trained = at_work or bool(known.get("drops_points"))
-            students += trained
-            if known.get("drop_points", math.inf) <= self.budget.max_drop_points:
-                kept.append(known["speedup"])
-            elif trained:
-                missed.append(known["speedup"])
+            at_work = one.state == TrialState.RUNNING and "spec" in known
+            if not at_work and "drop_points" not in known and "drops_points" not in known:
+                continue  # it was never trained
+            try:
+                speedup = known.get("speedup") or self._speedup(known["spec"])
+            except TlcError:
+                continue  # whoever is at it will say so
+            spec = known["spec"]
+            students += bool(spec)
+            if known.get("drop_points", math.inf if spec else 0.0) <= self.budget.max_drop_points:
+                kept.append(speedup)
+            elif spec:
+                missed.append(speedup)
         if students and self.budget.objective != "fastest":
             return
         if wanted := next_speedup(kept, missed, _STRIDE if students else _FIRST_STRIDE):
