@@ -41,8 +41,10 @@ from tlc.runtime.errors import TlcError
 
 _FIRST_STRIDE = 2.5
 """How much faster than the original in INT8 the first student is."""
+_LONG_STRIDE = 2.0
+"""How much faster than the fastest that keeps the budget the next shape is, where little of the budget is used."""
 _STRIDE = 1.4
-"""How much faster than the fastest that keeps the budget the next shape is, where none is known to miss it."""
+"""The same where more of it is."""
 _CLOSE = 1.1
 """Between speeds closer than this nothing more is looked for, but by the sampler."""
 _FEW_SHAPES = 16
@@ -56,6 +58,8 @@ _LEARNS_RATIO = 0.5
 """Standard deviation of what more training brings, over what it brought to others."""
 _SETTLED_RATIO = 0.2
 """Of the drop that the budget allows: a shape that has lost no more is trained no further."""
+_LEAST_PROBABILITY = 0.1
+"""Of keeping the budget after all of its training: a shape with less is trained no further."""
 _TRAINING_SHARE = 0.2
 """Of the time limit, for the longest training of one shape."""
 _STUDENT_COST = 0.4
@@ -125,20 +129,30 @@ def settled(budget: Budget, drop_points: float) -> bool:
     return budget.objective != "most-accurate" and drop_points <= _SETTLED_RATIO * budget.max_drop_points
 
 
-def next_speedup(kept: Sequence[float], missed: Sequence[float], stride: float) -> float | None:
+def out_of_reach(budget: Budget, drop_points: float, deviation_points: float) -> bool:
+    """Return whether a network that is expected to lose `drop_points` +- `deviation_points` hardly keeps the budget.
+
+    >>> out_of_reach(Budget(max_drop_points=1.0), 2.0, 1.0), out_of_reach(Budget(max_drop_points=1.0), 2.0, 0.5)
+    (False, True)
+    """
+    return (
+        budget.objective != "most-accurate" and merit(budget, 1.0, drop_points, deviation_points) < _LEAST_PROBABILITY
+    )
+
+
+def next_speedup(fastest: float, missed: Sequence[float], stride: float) -> float | None:
     """Return how many times as fast as the original the next shape is to be; None where nothing is left between.
 
-    `kept` holds the speed-ups of what stays within the budget, at least the original's, `missed` those of what does
-    not. Where nothing faster is known to miss it, `stride` times the fastest.
+    `fastest` is the speed-up of the fastest that stays within the budget, at least the original's; `missed` holds those
+    of what does not. Where nothing faster is known to miss it, `stride` times the fastest.
 
-    >>> next_speedup([1.0, 2.0], [1.5], 2.5)
+    >>> next_speedup(2.0, [1.5], 2.5)
     5.0
-    >>> next_speedup([1.0, 2.0], [8.0, 18.0], 2.5)
+    >>> next_speedup(2.0, [8.0, 18.0], 2.5)
     4.0
-    >>> next_speedup([1.0, 2.0], [2.1], 2.5) is None
+    >>> next_speedup(2.0, [2.1], 2.5) is None
     True
     """
-    fastest = max(kept)
     above = min((speedup for speedup in missed if speedup > fastest), default=fastest * stride**2)
     return math.sqrt(fastest * above) if above / fastest > _CLOSE else None
 
@@ -261,7 +275,12 @@ class Trials:
                 if merit(self.budget, gain, *self._at_end(drops, len(drops))) <= self._best:
                     raise self._stopped(trial, spec, f"{-drops[-1]:+.2f} points after {done} epochs, and no more time")
                 break
-            trial.report(merit(self.budget, gain, *self._at_end(drops, len(epochs))), done)
+            expected = self._at_end(drops, len(epochs))
+            trial.report(merit(self.budget, gain, *expected), done)
+            if out_of_reach(self.budget, *expected):
+                raise self._stopped(
+                    trial, spec, f"{-drops[-1]:+.2f} points after {done} epochs, too far from the budget"
+                )
             others = self._others(trial, *_RUNNING)
             if done < sum(epochs) and comparable(others, done, self.settings.factor) and trial.should_prune():
                 raise self._stopped(trial, spec, f"{-drops[-1]:+.2f} points after {done} epochs, others promise more")
@@ -418,7 +437,7 @@ class Trials:
         """
         if self.settings.sampler != "tpe" or not self._predicted:
             return
-        kept, missed, students = [1.0], [], 0
+        kept, missed, students = [(1.0, 0.0)], [], 0
         for one in self._others(None, *_RUNNING):
             known = one.user_attrs
             at_work = one.state == TrialState.RUNNING and "spec" in known
@@ -430,16 +449,19 @@ class Trials:
                 continue  # whoever is at it will say so
             spec = known["spec"]
             students += bool(spec)
-            if known.get("drop_points", math.inf if spec else 0.0) <= self.budget.max_drop_points:
-                kept.append(speedup)
+            drop_points = known.get("drop_points", math.inf if spec else 0.0)
+            if drop_points <= self.budget.max_drop_points:
+                kept.append((speedup, drop_points))
             elif spec:
                 missed.append(speedup)
         if students and self.budget.objective != "fastest":
             return
-        if wanted := next_speedup(kept, missed, _STRIDE if students else _FIRST_STRIDE):
+        fastest, drop_points = max(kept)
+        stride = _LONG_STRIDE if settled(self.budget, drop_points) else _STRIDE
+        if wanted := next_speedup(fastest, missed, stride if students else _FIRST_STRIDE):
             needed = self._table.original_ms / self.budget.max_latency_ms if self.budget.max_latency_ms else 1.0
             wanted = max(wanted, needed * (1 + _NEAR_RATIO))
-            self._queue_shape_of_speed(wanted, math.log(wanted / max(kept)))
+            self._queue_shape_of_speed(wanted, math.log(wanted / fastest))
 
     def _arithmetic(self, spec: str) -> int:
         """Return the multiply-accumulates of a shape; of a text model the parameters, which they go with."""

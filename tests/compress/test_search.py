@@ -26,7 +26,7 @@ from tlc.compress.search import STUDY
 from tlc.compress.space import Choice, Space, space_of
 from tlc.compress.study import open_study, record_of
 from tlc.compress.train import TrainSettings
-from tlc.compress.trials import comparable, merit, most_epochs, next_speedup, portions, settled
+from tlc.compress.trials import comparable, merit, most_epochs, next_speedup, out_of_reach, portions, settled
 from tlc.runtime.budget import Budget
 from tlc.runtime.errors import TlcError, UsageError
 
@@ -96,11 +96,17 @@ def test_training_ends_where_little_of_the_budget_is_used() -> None:
     assert not settled(Budget(max_drop_points=1.0, objective="most-accurate"), -0.5)
 
 
+def test_training_ends_where_the_budget_is_out_of_reach() -> None:
+    assert out_of_reach(Budget(max_drop_points=1.0), 5.0, 2.5)
+    assert not out_of_reach(Budget(max_drop_points=1.0), 5.0, 4.0)  # it may learn much yet
+    assert not out_of_reach(Budget(max_drop_points=1.0, objective="most-accurate"), 50.0, 1.0)
+
+
 def test_the_next_shape_lies_between_what_keeps_the_budget_and_what_misses_it() -> None:
-    assert next_speedup([1.0], [], 2.5) == 2.5
-    assert next_speedup([1.0, 5.0], [3.0], 1.4) == pytest.approx(7)
-    assert next_speedup([1.0, 5.0], [7.2, 9.0], 1.4) == pytest.approx(6)
-    assert next_speedup([1.0, 6.7], [7.2], 1.4) is None
+    assert next_speedup(1.0, [], 2.5) == 2.5
+    assert next_speedup(5.0, [3.0], 1.4) == pytest.approx(7)
+    assert next_speedup(5.0, [7.2, 9.0], 1.4) == pytest.approx(6)
+    assert next_speedup(6.7, [7.2], 1.4) is None
 
 
 def test_a_shape_is_told_from_others_that_were_trained_for_as_long() -> None:
