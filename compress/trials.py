@@ -68,6 +68,7 @@ _MOST_EPOCHS = 60
 _CHOICE_EVALUATIONS = 30
 """Networks tried to choose a shape's blocks: training makes up for a worse choice, and most are tried once a search."""
 _RUNNING = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
+_QUEUED = (TrialState.WAITING, *_RUNNING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,20 +162,21 @@ def nearest(shapes: Sequence[tuple[float, bool]], wanted: float, reach_ratio: fl
     """Return which of `shapes` (speed-up, whether its blocks are whole) are about as fast as `wanted`.
 
     None further off than `reach_ratio`, in logarithms. Where there are any with whole blocks, only those: some networks
-    have few, so the nearest of them counts even from further off.
+    have few, so the nearest of them counts even from further off. Where there are none about as fast, the nearest.
 
     >>> nearest([(3.0, True), (4.0, False), (4.6, True), (8.0, True)], 4.0, 0.5)
     [2]
     >>> nearest([(3.0, True), (4.0, False), (4.6, True), (8.0, True)], 4.0, 0.1)
     [1]
+    >>> nearest([(3.0, True), (5.2, False)], 4.0, 0.3), nearest([(3.0, True), (5.2, False)], 4.0, 0.2)
+    ([1], [])
     """
     off = [abs(math.log(speedup / wanted)) for speedup, _whole in shapes]
-    near = [index for index, ratio in enumerate(off) if ratio < min(reach_ratio, _NEAR_RATIO)]
-    whole = [index for index, ratio in enumerate(off) if shapes[index][1] and ratio < min(reach_ratio, _WHOLE_RATIO)]
-    if not whole:
-        return near
-    limit_ratio = max(_NEAR_RATIO, min(off[index] for index in whole))
-    return [index for index in whole if off[index] <= limit_ratio]
+    within = sorted((ratio, index) for index, ratio in enumerate(off) if ratio < reach_ratio)
+    whole = [(ratio, index) for ratio, index in within if shapes[index][1] and ratio < _WHOLE_RATIO]
+    found = whole or within
+    limit_ratio = max(_NEAR_RATIO, found[0][0]) if found else 0.0
+    return [index for ratio, index in found if ratio <= limit_ratio]
 
 
 def fitting_epochs(portion: int, done: int, epoch_s: float, left_s: float) -> int:
@@ -386,6 +388,11 @@ class Trials:
         known = self._held_out_accuracy
         return (new + known) / 2, 100 * abs(known - new) / math.sqrt(12)
 
+    def _spec(self, trial: FrozenTrial) -> str | None:
+        """Return which shape a trial is of; None before it has drawn one."""
+        indices = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        return self.space.spec(self.space.chosen(indices)) if len(indices) == len(self.space.choices) else None
+
     def _times(self, spec: str) -> dict[str, float]:
         """Return the p50, in ms, of the original and of a shape; measured once for all workers that share a folder."""
         return measure_shapes(self.work, self.network, [spec], self.runner, cache=self.run.cache, emit=self.emit)
@@ -421,7 +428,7 @@ class Trials:
         Shapes with blocks of the original as they are go first: they know most before any training. Of two shapes that
         take the same time the one that computes more is likely to learn more.
         """
-        tried = {one.user_attrs.get("spec") for one in self._others(None, *_RUNNING)}
+        tried = {self._spec(one) for one in self._others(None, *_QUEUED)}
         untried = [(faster, shape) for faster, shape in self._predicted if self.space.spec(shape) not in tried]
         speeds = [(faster, self.space.keeps_blocks(shape)) for faster, shape in untried]
         near = [untried[index][1] for index in nearest(speeds, wanted, reach_ratio)]
@@ -432,28 +439,35 @@ class Trials:
     def _queue_next(self, *_ended: object) -> None:
         """Queue a shape between the fastest that keeps the budget and the slowest of the faster ones that miss it.
 
-        What others are at counts as missed, so that workers spread out. Where another thing is wanted than speed, the
-        first student alone is chosen like this; samplers other than tpe are left alone, to be compared with.
+        What others are at counts as kept before any student has ended, and then as missed, so that workers spread out.
+        Where another thing is wanted than speed, the first student alone is chosen like this; samplers other than tpe
+        are left alone, to be compared with.
         """
         if self.settings.sampler != "tpe" or not self._predicted:
             return
-        kept, missed, students = [(1.0, 0.0)], [], 0
-        for one in self._others(None, *_RUNNING):
-            known = one.user_attrs
-            at_work = one.state == TrialState.RUNNING and "spec" in known
-            if not at_work and "drop_points" not in known and "drops_points" not in known:
+        kept, missed, pending, ended = [(1.0, 0.0)], [], [], False
+        for one in self._others(None, *_QUEUED):
+            spec, known = self._spec(one), one.user_attrs
+            at_work = one.state in (TrialState.WAITING, TrialState.RUNNING)
+            if spec is None or not (at_work or "drop_points" in known or "drops_points" in known):
                 continue  # it was never trained
             try:
-                speedup = known.get("speedup") or self._speedup(known["spec"])
+                speedup = known.get("speedup") or self._speedup(spec)
             except TlcError:
                 continue  # whoever is at it will say so
-            spec = known["spec"]
-            students += bool(spec)
             drop_points = known.get("drop_points", math.inf if spec else 0.0)
-            if drop_points <= self.budget.max_drop_points:
+            ended |= bool(spec) and not at_work
+            if at_work and spec:
+                pending.append(speedup)
+            elif drop_points <= self.budget.max_drop_points:
                 kept.append((speedup, drop_points))
             elif spec:
                 missed.append(speedup)
+        students = ended or bool(pending)
+        if ended:
+            missed += pending
+        else:
+            kept += [(speedup, self.budget.max_drop_points) for speedup in pending]
         if students and self.budget.objective != "fastest":
             return
         fastest, drop_points = max(kept)
