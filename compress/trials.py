@@ -279,7 +279,7 @@ class Trials:
                 break
             expected = self._at_end(drops, len(epochs))
             trial.report(merit(self.budget, gain, *expected), done)
-            if out_of_reach(self.budget, *expected):
+            if done < sum(epochs) and finalists(self.study, 1) and out_of_reach(self.budget, *expected):
                 raise self._stopped(
                     trial, spec, f"{-drops[-1]:+.2f} points after {done} epochs, too far from the budget"
                 )
