@@ -15,9 +15,10 @@ from tlc.compress.events import Emit, silent
 from tlc.compress.plan import ENOUGH_TO_RETRAIN, Plan, make_plan
 from tlc.compress.recipe import Recipe
 from tlc.compress.run import RunFolder, StageResult, open_run
+from tlc.compress.search_rules import portions
 from tlc.compress.space import Space, space_of
 from tlc.compress.study import open_study, record_of
-from tlc.compress.trials import Deadline, Trials, finalists, most_epochs, portions
+from tlc.compress.trials import Deadline, Trials, finalists, most_epochs
 from tlc.runtime.artifact import require_free_space, sha256_json
 from tlc.runtime.capability import missing
 from tlc.runtime.errors import TlcError, UsageError

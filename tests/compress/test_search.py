@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,10 +24,11 @@ from tlc.compress.inputs import PreprocessOptions
 from tlc.compress.plan import make_plan
 from tlc.compress.recipe import DataSection, MeasureSection, ModelSection, Recipe, SearchSection
 from tlc.compress.search import STUDY
+from tlc.compress.search_rules import comparable, merit, next_speedup, out_of_reach, portions, settled
 from tlc.compress.space import Choice, Space, space_of
 from tlc.compress.study import open_study, record_of
 from tlc.compress.train import TrainSettings
-from tlc.compress.trials import comparable, merit, most_epochs, next_speedup, out_of_reach, portions, settled
+from tlc.compress.trials import most_epochs
 from tlc.runtime.budget import Budget
 from tlc.runtime.errors import TlcError, UsageError
 
@@ -178,17 +180,23 @@ def test_a_search_ends_with_a_report_and_goes_on_with_resume(
     assert report.measurements[0].name == "original"
     study = _study(tmp_path / "run" / "study.journal")
     assert len(study.trials[1].user_attrs["drops_points"]) == 1  # settled after the first portion
-    shapes = [space.indices(shape) for _speedup, shape in predicted]
-    study.enqueue_trial(next(shape for shape in shapes if shape not in [trial.params for trial in study.trials]))
+    known = [trial.params for trial in study.trials]
+    untried = [shape for shape in (space.indices(shape) for _speedup, shape in predicted) if shape not in known]
+    for shape in untried[:2]:
+        study.enqueue_trial(shape)
     monkeypatch.setattr(trials, "settled", lambda *_points: False)
     monkeypatch.setattr(trials, "fitting_epochs", lambda portion, done, *_times: 0 if done else portion)
-    monkeypatch.setattr(trials.Trials, "_best", -math.inf)  # so that it promises more than the others
-    resumed = search.compress_within(recipe, tmp_path / "run", limit_s=3600, trials=1, resume=True)
-    *_before, cut_short = _study(tmp_path / "run" / "study.journal").trials
-    assert cut_short.number == len(tried)
+    hopeless = iter([False, False, True])
+    monkeypatch.setattr(trials, "out_of_reach", lambda *_points: next(hopeless))
+    monkeypatch.setattr(trials.Trials, "_best", -math.inf)  # so that any shape is fast enough
+    resumed = search.compress_within(recipe, tmp_path / "run", limit_s=3600, trials=2, resume=True)
+    *before, cut_short, given_up = _study(tmp_path / "run" / "study.journal").trials
+    assert len(before) == len(tried)
     assert cut_short.state == TrialState.COMPLETE
     assert len(cut_short.user_attrs["drops_points"]) == 1
     assert cut_short.user_attrs["out_of_time"]
+    assert given_up.state == TrialState.PRUNED
+    assert re.fullmatch(r"[+-]\d+\.\d\d points after \d+ epochs, too far from the budget", given_up.user_attrs["why"])
     assert resumed.measurements[0].accuracy == report.measurements[0].accuracy
 
 
@@ -215,6 +223,7 @@ def test_workers_share_a_study_and_the_best_networks_are_compared(recipe: Recipe
 WORKER = """
 import sys, time
 from tlc.compress import study
+from tlc.compress.search_rules import comparable, merit, next_speedup, out_of_reach, portions, settled
 from tlc.compress.space import Choice, Space
 space = Space((Choice("depth.layer1", "depth", (1, 2, 3), 3), Choice("width", "width", (0.5, 1.0), 1.0)))
 study._HEARTBEAT_S, study._GRACE_S = 1, 3
