@@ -80,6 +80,10 @@ class Space:
         """Return whether the blocks that a shape keeps are as they were."""
         return all(chosen[one.name] == one.teacher for one in self.choices if one.part != _DEPTH)
 
+    def kept_ratio(self, chosen: Mapping[str, Value]) -> float:
+        """Return the least share that a shape keeps of what a choice is about: layers, heads, inner width."""
+        return min(chosen[one.name] / one.teacher for one in self.choices)
+
     def chosen(self, indices: Mapping[str, int]) -> dict[str, Value]:
         """Return the values at `indices`."""
         return {choice.name: choice.values[indices[choice.name]] for choice in self.choices}

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
@@ -154,6 +156,24 @@ def test_a_grid_too_large_to_finish_is_refused(tmp_path: Path) -> None:
     choices = tuple(Choice(f"depth.{group}", "depth", tuple(range(30)), 29) for group in "abc")
     with pytest.raises(UsageError, match=r"A grid of 27000 shapes is never finished \(limit 10000\)"):
         open_study(str(tmp_path / "study"), "x", space=Space(choices), sampler="grid", seed=0, about="x")
+
+
+def test_of_texts_shapes_of_one_speed_the_one_that_keeps_the_most_of_every_part_is_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    space = Space((Choice("depth", "depth", (0.25, 0.5, 1.0), 1.0), Choice("heads", "heads", (0.25, 0.5, 1.0), 1.0)))
+    predicted = [(8.0, {"depth": 0.25, "heads": 1.0}), (8.2, {"depth": 0.5, "heads": 0.5})]
+    predicted += [(7.9, {"depth": 1.0, "heads": 0.25}), (4.0, {"depth": 0.5, "heads": 1.0})]
+    worker: Any = trials.Trials.__new__(trials.Trials)
+    worker.space, worker.study, worker.network = space, optuna.create_study(), "a text model"
+    worker.plan = SimpleNamespace(recipe=SimpleNamespace(seed=0))
+    monkeypatch.setattr(trials.Trials, "_predicted", predicted)
+    monkeypatch.setattr(trials.Trials, "_arithmetic", lambda _self, _spec: 1)
+
+    worker._queue_shape_of_speed(8.0, 0.5)
+
+    (queued,) = worker.study.trials
+    assert queued.system_attrs["fixed_params"] == space.indices({"depth": 0.5, "heads": 0.5})
 
 
 def test_a_search_ends_with_a_report_and_goes_on_with_resume(
