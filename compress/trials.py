@@ -49,7 +49,7 @@ from tlc.runtime.artifact import sha256_file
 from tlc.runtime.errors import TlcError
 
 _FIRST_STRIDE = 2.5
-"""How much faster than the original in INT8 the first student is."""
+"""How much faster than the original in INT8 the first student is, at least."""
 _LONG_STRIDE = 2.0
 """How much faster than the fastest that keeps the budget the next shape is, where little of the budget is used."""
 _STRIDE = 1.4
@@ -379,10 +379,15 @@ class Trials:
             return
         fastest, drop_points = max(kept)
         stride = _LONG_STRIDE if settled(self.budget, drop_points) else _STRIDE
-        if wanted := next_speedup(fastest, missed, stride if students else _FIRST_STRIDE):
+        if wanted := next_speedup(fastest, missed, stride) if students else self._first_speedup(fastest):
             needed = self._table.original_ms / self.budget.max_latency_ms if self.budget.max_latency_ms else 1.0
             wanted = max(wanted, needed * (1 + NEAR_RATIO))
             self._queue_shape_of_speed(wanted, math.log(wanted / fastest))
+
+    def _first_speedup(self, of_int8: float) -> float:
+        """Return how fast the first student is to be: no slower than the one that is taken without a search."""
+        usual = self.plan.student.value
+        return max(_FIRST_STRIDE * of_int8, self._speedup(usual) if isinstance(usual, str) else 0.0)
 
     def _arithmetic(self, spec: str) -> int:
         """Return the multiply-accumulates of a shape; of a text model the parameters, which they go with."""
