@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState, create_trial
 from postgres import running
@@ -23,7 +24,7 @@ from tlc.calibration.cache import prepare
 from tlc.calibration.data import read_data
 from tlc.compress import search, trials
 from tlc.compress.inputs import PreprocessOptions
-from tlc.compress.plan import make_plan
+from tlc.compress.plan import Decision, make_plan
 from tlc.compress.recipe import DataSection, MeasureSection, ModelSection, Recipe, SearchSection
 from tlc.compress.search import STUDY
 from tlc.compress.search_rules import comparable, merit, next_speedup, out_of_reach, portions, settled
@@ -158,22 +159,68 @@ def test_a_grid_too_large_to_finish_is_refused(tmp_path: Path) -> None:
         open_study(str(tmp_path / "study"), "x", space=Space(choices), sampler="grid", seed=0, about="x")
 
 
-def test_of_texts_shapes_of_one_speed_the_one_that_keeps_the_most_of_every_part_is_next(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    space = Space((Choice("depth", "depth", (0.25, 0.5, 1.0), 1.0), Choice("heads", "heads", (0.25, 0.5, 1.0), 1.0)))
-    predicted = [(8.0, {"depth": 0.25, "heads": 1.0}), (8.2, {"depth": 0.5, "heads": 0.5})]
-    predicted += [(7.9, {"depth": 1.0, "heads": 0.25}), (4.0, {"depth": 0.5, "heads": 1.0})]
-    worker: Any = trials.Trials.__new__(trials.Trials)
-    worker.space, worker.study, worker.network = space, optuna.create_study(), "a text model"
-    worker.plan = SimpleNamespace(recipe=SimpleNamespace(seed=0))
-    monkeypatch.setattr(trials.Trials, "_predicted", predicted)
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A worker that knows how fast shapes are, and of nothing else."""
+    found: Any = trials.Trials.__new__(trials.Trials)
+    found.space = Space(
+        (Choice("depth", "depth", (0.25, 0.5, 1.0), 1.0), Choice("heads", "heads", (0.25, 0.5, 1.0), 1.0))
+    )
+    found.study, found.network, found.budget = optuna.create_study(), "a text model", Budget(max_drop_points=1.0)
+    found.settings = SearchSection()
+    found.plan = SimpleNamespace(recipe=SimpleNamespace(seed=0), student=Decision("usual", ""))
     monkeypatch.setattr(trials.Trials, "_arithmetic", lambda _self, _spec: 1)
+    return found
+
+
+def _speeds(worker: Any, speeds: dict[tuple[float, float], float]) -> dict[float, dict[str, float]]:
+    """Let `worker` know how fast shapes are, by (depth, heads), and return them by speed."""
+    shapes = {speedup: {"depth": depth, "heads": heads} for (depth, heads), speedup in speeds.items()}
+    worker.__dict__["_predicted"] = list(shapes.items())
+    known = {worker.space.spec(shape): speedup for speedup, shape in shapes.items()}
+    worker._speedup = {"usual": 6.0, **known}.__getitem__
+    return shapes
+
+
+def test_of_texts_shapes_of_one_speed_the_one_that_keeps_the_most_of_every_part_is_next(worker: Any) -> None:
+    shapes = _speeds(worker, {(0.25, 1.0): 8.0, (0.5, 0.5): 8.2, (1.0, 0.25): 7.9, (0.5, 1.0): 4.0})
 
     worker._queue_shape_of_speed(8.0, 0.5)
 
     (queued,) = worker.study.trials
-    assert queued.system_attrs["fixed_params"] == space.indices({"depth": 0.5, "heads": 0.5})
+    assert queued.system_attrs["fixed_params"] == worker.space.indices(shapes[8.2])
+
+
+def test_workers_that_begin_together_spread_from_the_usual_student_on(worker: Any) -> None:
+    shapes = _speeds(worker, {(1.0, 0.5): 4.0, (0.5, 1.0): 6.0, (0.5, 0.5): 8.4, (0.25, 0.25): 16.0})
+    for _joined in range(2):
+        worker._queue_next()
+
+    queued = [one.system_attrs["fixed_params"] for one in worker.study.trials]
+    assert queued == [worker.space.indices(shapes[6.0]), worker.space.indices(shapes[8.4])]
+
+
+@pytest.mark.parametrize(("drop_points", "wanted"), [(0.1, 12.0), (0.9, 8.4), (1.1, 4.0)])
+def test_after_a_student_the_next_is_faster_or_slower_as_it_kept_the_budget(
+    worker: Any, drop_points: float, wanted: float
+) -> None:
+    shapes = _speeds(worker, {(1.0, 0.5): 4.0, (0.5, 1.0): 6.0, (0.5, 0.5): 8.4, (0.25, 0.25): 12.0})
+    ended = worker.space.indices(shapes[6.0])
+    distributions: dict[str, BaseDistribution] = {name: IntDistribution(0, 2) for name in ended}
+    attributes = {"speedup": 6.0, "drop_points": drop_points}
+    original = create_trial(
+        params=worker.space.indices(worker.space.teacher),
+        distributions=distributions,
+        value=0.7,
+        user_attrs={"speedup": 2.3, "drop_points": 0.0},
+    )
+    worker.study.add_trials(
+        [original, create_trial(params=ended, distributions=distributions, value=1.0, user_attrs=attributes)]
+    )
+
+    worker._queue_next()
+
+    assert worker.study.trials[-1].system_attrs["fixed_params"] == worker.space.indices(shapes[wanted])
 
 
 def test_a_search_ends_with_a_report_and_goes_on_with_resume(
