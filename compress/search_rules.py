@@ -5,8 +5,6 @@ import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
-from optuna.trial import FrozenTrial
-
 from tlc.runtime.budget import Budget
 
 _SETTLED_RATIO = 0.2
@@ -76,9 +74,13 @@ def out_of_reach(budget: Budget, drop_points: float, deviation_points: float) ->
     )
 
 
-def comparable(others: Sequence[FrozenTrial], epochs: int, factor: int) -> bool:
-    """Return whether as many others were trained for `epochs` that one in `factor` can be told from the rest."""
-    return sum(epochs in one.intermediate_values for one in others) >= factor
+def may_be_best(budget: Budget, gain: float, drop_points: float, deviation_points: float, best: float) -> bool:
+    """Return whether a network would be worth more than `best` if it lost a deviation less than expected.
+
+    >>> may_be_best(Budget(max_drop_points=1.0), math.log(8), 2.0, 1.5, best=math.log(3))
+    True
+    """
+    return merit(budget, gain, drop_points - deviation_points, deviation_points) > best
 
 
 def next_speedup(fastest: float, missed: Sequence[float], stride: float) -> float | None:

@@ -32,8 +32,8 @@ from tlc.compress.plan import Network, Plan
 from tlc.compress.run import RunFolder, StageResult
 from tlc.compress.search_rules import (
     NEAR_RATIO,
-    comparable,
     fitting_epochs,
+    may_be_best,
     merit,
     nearest,
     next_speedup,
@@ -185,8 +185,7 @@ class Trials:
                 raise self._stopped(trial, spec, f"{trained}, too far from the budget")
             if out_of_time:
                 break
-            others = self._others(trial, *_RUNNING)
-            if more_to_come and comparable(others, done, self.settings.factor) and trial.should_prune():
+            if more_to_come and trial.should_prune() and not may_be_best(self.budget, gain, *expected, self._best):
                 raise self._stopped(trial, spec, f"{trained}, others promise more")
             if settled(self.budget, drops[-1]):
                 break

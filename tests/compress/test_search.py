@@ -27,7 +27,7 @@ from tlc.compress.inputs import PreprocessOptions
 from tlc.compress.plan import Decision, make_plan
 from tlc.compress.recipe import DataSection, MeasureSection, ModelSection, Recipe, SearchSection
 from tlc.compress.search import STUDY
-from tlc.compress.search_rules import comparable, merit, next_speedup, out_of_reach, portions, settled
+from tlc.compress.search_rules import may_be_best, merit, next_speedup, out_of_reach, portions, settled
 from tlc.compress.space import Choice, Space, space_of
 from tlc.compress.study import open_study, record_of
 from tlc.compress.train import TrainSettings
@@ -114,12 +114,12 @@ def test_the_next_shape_lies_between_what_keeps_the_budget_and_what_misses_it() 
     assert next_speedup(6.7, [7.2], 1.4) is None
 
 
-def test_a_shape_is_told_from_others_that_were_trained_for_as_long() -> None:
-    others = [create_trial(value=0.0, intermediate_values={2: 0.1, epochs: 0.2}) for epochs in (6, 6, 18)]
+def test_a_shape_may_be_the_best_that_would_be_if_it_learnt_a_deviation_more_than_expected() -> None:
+    budget = Budget(max_drop_points=1.0)
 
-    assert comparable(others, 2, factor=3)
-    assert not comparable(others, 6, factor=3)
-    assert not comparable([], 2, factor=1)
+    assert may_be_best(budget, math.log(8), 2.0, 1.5, math.log(3))
+    assert not may_be_best(budget, math.log(8), 4.0, 1.5, math.log(3))
+    assert not may_be_best(budget, math.log(4), 0.0, 0.1, math.log(5))  # too slow, however much it learns
 
 
 def test_a_shape_is_spelled_as_a_student() -> None:
@@ -290,7 +290,6 @@ def test_workers_share_a_study_and_the_best_networks_are_compared(recipe: Recipe
 WORKER = """
 import sys, time
 from tlc.compress import study
-from tlc.compress.search_rules import comparable, merit, next_speedup, out_of_reach, portions, settled
 from tlc.compress.space import Choice, Space
 space = Space((Choice("depth.layer1", "depth", (1, 2, 3), 3), Choice("width", "width", (0.5, 1.0), 1.0)))
 study._HEARTBEAT_S, study._GRACE_S = 1, 3
