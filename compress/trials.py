@@ -384,7 +384,7 @@ class Trials:
             self._queue_shape_of_speed(wanted, math.log(wanted / fastest))
 
     def _first_speedup(self, of_int8: float) -> float:
-        """Return how fast the first student is to be: no slower than the one that is taken without a search."""
+        """Return how many times as fast as the original the first student is to be: no less than without a search."""
         usual = self.plan.student.value
         return max(_FIRST_STRIDE * of_int8, self._speedup(usual) if isinstance(usual, str) else 0.0)
 
