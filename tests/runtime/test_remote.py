@@ -47,17 +47,16 @@ def test_a_status_of_255_that_is_the_commands_own_is_no_broken_connection(remote
 
 
 def test_commands_share_one_connection(sshd: Sshd) -> None:
-    before = sshd.sessions()
+    before = sshd.logins()
     with Remote(HOST, config=sshd.config) as remote:
         remote.check("true")
-        once = sshd.sessions()
         threads = [threading.Thread(target=remote.check, args=("sleep 0.2",)) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert sshd.sessions() == once > before
-    assert _within(5, lambda: sshd.sessions() == before)
+        assert sshd.logins() == before + 1
+    assert _within(5, lambda: sshd.sessions() == 0)
 
 
 def test_the_connection_ends_with_the_process_that_made_it(sshd: Sshd) -> None:
@@ -65,9 +64,10 @@ def test_the_connection_ends_with_the_process_that_made_it(sshd: Sshd) -> None:
         "import os, sys; from pathlib import Path; from tlc.runtime.remote import Remote; "
         "Remote('device', config=Path(sys.argv[1])).check('true'); os._exit(0)"
     )
-    before = sshd.sessions()
+    before = sshd.logins()
     subprocess.run([sys.executable, "-c", code, str(sshd.config)], check=True)
-    assert _within(5, lambda: sshd.sessions() == before)
+    assert sshd.logins() == before + 1
+    assert _within(5, lambda: sshd.sessions() == 0)
 
 
 def test_a_command_line_runs_its_arguments_as_they_are(remote: Remote) -> None:

@@ -47,6 +47,10 @@ class Sshd:
         """Return how many processes serve connections now."""
         return sum(_name(pid).startswith("sshd") for pid in _descendants(self.process.pid))
 
+    def logins(self) -> int:
+        """Return how many logins there have been; the server writes of each before the client hears of it."""
+        return (self.folder / "log").read_text().count("Accepted publickey")
+
     def configured(self, name: str, **options: str) -> Path:
         """Return the client's configuration with some options changed, in a file of that name."""
         path = self.folder / name
