@@ -223,6 +223,36 @@ def test_after_a_student_the_next_is_faster_or_slower_as_it_kept_the_budget(
     assert worker.study.trials[-1].system_attrs["fixed_params"] == worker.space.indices(shapes[wanted])
 
 
+@pytest.mark.parametrize(("speedup", "trained"), [(4.0, 2), (16.0, 18)])
+def test_a_shape_that_successive_halving_would_stop_goes_on_only_if_it_may_be_the_best(
+    worker: Any, monkeypatch: pytest.MonkeyPatch, speedup: float, trained: int
+) -> None:
+    monkeypatch.setattr(trials.Trials, "_best", math.log(8))
+    monkeypatch.setattr(trials.Trials, "_deviation_points", 0.5)
+    worker.study.set_user_attr("epochs", 18)
+    worker.reference, worker.deadline, worker.emit = 0.9, trials.Deadline(math.inf), lambda _event: None
+    epochs: list[int] = []
+
+    def portion(_stage: object, count: int, _done: int) -> SimpleNamespace:
+        epochs.append(count)
+        return SimpleNamespace(seconds=1.0, found={"accuracy": 0.895})
+
+    worker._started, worker._portion = lambda _spec: SimpleNamespace(found={"parameters": 1}), portion
+    known: dict[str, Any] = {}
+    trial = SimpleNamespace(
+        should_prune=lambda: True, report=lambda _value, _step: None, set_user_attr=known.__setitem__
+    )
+
+    if trained < 18:
+        with pytest.raises(optuna.TrialPruned):
+            worker._trained(trial, "depth:0.5", speedup)
+        assert known["why"] == "-0.50 points after 2 epochs, others promise more"
+    else:
+        worker._trained(trial, "depth:0.5", speedup)
+
+    assert sum(epochs) == trained
+
+
 def test_a_search_ends_with_a_report_and_goes_on_with_resume(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
