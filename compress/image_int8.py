@@ -12,8 +12,8 @@ import onnx
 from tlc.calibration.cache import Pixels
 from tlc.compress.events import Emit, Progress
 from tlc.compress.model import Model
-from tlc.compress.qat import EPOCHS, FEWEST_SAMPLES, QatRecord, qat
-from tlc.compress.quantize import QuantizeRecord, quantize_within_budget, write_trained
+from tlc.compress.qat import FEWEST_SAMPLES, QatRecord, qat
+from tlc.compress.quantize import QAT_EPOCHS, QuantizeRecord, quantize_within_budget, write_trained
 from tlc.compress.recipe import Recipe
 from tlc.compress.work import Data, Outcome, Quantized
 from tlc.runtime.errors import TlcError
@@ -110,7 +110,7 @@ class Int8Images:
                 self.data.holdout,
                 self.recipe.distill,
                 self.recipe.train,
-                epochs=EPOCHS if epochs is None else epochs,
+                epochs=QAT_EPOCHS if epochs is None else epochs,
                 seed=self.recipe.seed,
                 folder=own,
                 logits_folder=own,

@@ -60,6 +60,8 @@ class Version:
     checked: Agreement
     arch: str | None
     """What `load_saved` needs besides the folder."""
+    qat: bool = True
+    """Whether there is time to train it for INT8."""
 
 
 def compress(
@@ -217,6 +219,7 @@ class Pipeline:
 
         None where the device has no INT8 arithmetic, or no layer gains from it.
         """
+        trained = trained and version.qat
         if not worth_quantizing(version.onnx, self.target):
             self._note(f"quantize {version.name}", "skipped", f"No layer gains from INT8 on {self.target.name}.")
             return []

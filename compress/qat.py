@@ -19,8 +19,6 @@ from tlc.compress.model import Model
 from tlc.compress.onnx_network import OnnxNetwork
 from tlc.compress.train import Fitted, TrainSettings
 
-EPOCHS = 3
-"""Where the settings leave it open."""
 FEWEST_SAMPLES = 500
 """Training on fewer fits these and tells nothing of others; where the settings leave it open, it is left out."""
 LEARNING_RATE = 1e-3

@@ -39,6 +39,8 @@ from tlc.runtime.tensor import Feeds, Samples
 
 FEWEST_SAMPLES = 16
 """Below it, the range of an activation depends on which samples were drawn."""
+QAT_EPOCHS = 3
+"""Of training for INT8, where the settings leave it open."""
 _RANKING_SAMPLES = 32
 _IN_ORDER_SAMPLES = 64
 """Of each pass when biases are corrected in order, which takes a pass per layer."""
@@ -70,7 +72,8 @@ class QuantizeSettings(BaseModel):
     """Layers that stay in float: patterns (`*`, `?`) for names of nodes, or of modules as far as weights keep them."""
     qat_epochs: int | None = Field(default=None, ge=0)
     """Epochs of training with INT8's rounding in the network; absent, 3 where the files made without training miss the
-    budget: for images the one with everything in INT8, if there are 500 training images or more, for texts all."""
+    budget: for images the one with everything in INT8, if there are 500 training images or more, for texts all. A
+    search leaves it out where no time is left."""
     max_exclusions: int = Field(default=8, ge=0)
     """Images: layers that may be left in float, beyond `ignored`, to meet the accuracy budget."""
 

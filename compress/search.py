@@ -190,7 +190,9 @@ def _number(run: RunFolder) -> int:
 
 def _concluded(trials: Trials, command: str) -> Report:
     best = finalists(trials.study, trials.plan.recipe.search.finalists)
-    versions = [trials.version(f"student-{one.number}", _network(one)) for one in best]
+    versions = [
+        trials.version(f"student-{one.number}", _network(one), qat=one.user_attrs["network"]["qat"]) for one in best
+    ]
     record = record_of(trials.study)
     trials.pipeline.records.clear()  # the report has what was tried in a table of its own
     return trials.pipeline.compared([trials.original, *versions], versions or [trials.original], command, search=record)

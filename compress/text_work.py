@@ -29,7 +29,7 @@ from tlc.compress.budget import fastest
 from tlc.compress.events import Emit, Progress, silent
 from tlc.compress.losses import softened_kl
 from tlc.compress.measure import Timing, latencies, p50_ms
-from tlc.compress.quantize import FEWEST_SAMPLES, check_calibration, for_timing, quantize_onnx
+from tlc.compress.quantize import FEWEST_SAMPLES, QAT_EPOCHS, check_calibration, for_timing, quantize_onnx
 from tlc.compress.recipe import Recipe
 from tlc.compress.runner import Runner
 from tlc.compress.text_distill import distill_text
@@ -66,7 +66,6 @@ _CHOICE_BATCH = 32
 _CHECK_SAMPLES = 32
 _BUCKET = 32
 _TIMED_TEXTS = 8
-_QAT_EPOCHS = 3
 _RECOVERY_RATE = 5e-5
 
 
@@ -321,7 +320,7 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
         drops = {file.suffix: dropped(file) for file in files}
         epochs = self.recipe.quantize.qat_epochs
         if epochs is None:
-            epochs = 0 if min(drops.values()) <= budget else _QAT_EPOCHS
+            epochs = 0 if min(drops.values()) <= budget else QAT_EPOCHS
         if epochs and network is not None:
             trained = self._qat(network, epochs, folder, emit)
             plain = folder / "qat-float.onnx"

@@ -29,6 +29,7 @@ from tlc.compress.measure import Candidate, latencies
 from tlc.compress.model import Model
 from tlc.compress.pipeline import Pipeline, Version
 from tlc.compress.plan import Network, Plan
+from tlc.compress.quantize import QAT_EPOCHS
 from tlc.compress.run import RunFolder, StageResult
 from tlc.compress.search_rules import (
     NEAR_RATIO,
@@ -64,6 +65,8 @@ _TRAINING_SHARE = 0.2
 _STUDENT_COST = 0.4
 """Of training the original: what a student that is worth training takes, without the teacher's answers."""
 _MOST_EPOCHS = 60
+_QAT_EPOCH_RATIO = 2.0
+"""What an epoch with INT8's rounding takes, over one without."""
 _CHOICE_EVALUATIONS = 30
 """Networks tried to choose a shape's blocks: training makes up for a worse choice, and most are tried once a search."""
 _RUNNING = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
@@ -124,10 +127,11 @@ class Trials:
         if self.deadline.left_s:
             self.study.optimize(self._tried, n_trials=count, timeout=self.deadline.left_s, callbacks=[self._queue_next])
 
-    def version(self, name: str, found: StageResult) -> Version:
-        """Export the network that `found` holds."""
+    def version(self, name: str, found: StageResult, *, qat: bool) -> Version:
+        """Export the network that `found` holds; `qat` says whether there is time to train it for INT8."""
         model = self.work.load(found.path, self.original.arch)
-        return self.pipeline.exported(name, found, model, made_from=self.original.name, arch=self.original.arch)
+        version = self.pipeline.exported(name, found, model, made_from=self.original.name, arch=self.original.arch)
+        return replace(version, qat=qat)
 
     def _tried(self, trial: optuna.Trial) -> float:
         indices = {
@@ -151,13 +155,18 @@ class Trials:
             return self._finished(trial, spec, self.original, faster, self._held_out_accuracy, self._noise_points)
         if reason := self._hopeless(times[spec], faster):
             raise self._stopped(trial, spec, reason)
-        stage = self._trained(trial, spec, faster)
-        trial.set_user_attr("network", {"path": str(stage.path.absolute()), "key": stage.key})
-        version = self.version(f"student-{trial.number}", stage)
+        stage, epoch_s = self._trained(trial, spec, faster)
+        qat_s = _QAT_EPOCH_RATIO * epoch_s * (self.plan.recipe.quantize.qat_epochs or QAT_EPOCHS)
+        qat = qat_s <= self.deadline.left_s
+        trial.set_user_attr("network", {"path": str(stage.path.absolute()), "key": stage.key, "qat": qat})
+        version = self.version(f"student-{trial.number}", stage, qat=qat)
         return self._finished(trial, spec, version, faster, self.reference, self._deviation_points)
 
-    def _trained(self, trial: optuna.Trial, spec: str, faster: float) -> StageResult:
-        """Train a shape for as long as it promises more than others and does not keep the budget well."""
+    def _trained(self, trial: optuna.Trial, spec: str, faster: float) -> tuple[StageResult, float]:
+        """Train a shape for as long as it promises more than others and does not keep the budget well.
+
+        Returns the network, and how long an epoch took, in seconds.
+        """
         stage, done = self._started(spec), 0
         epochs = portions(self.study.user_attrs["epochs"], self.settings.factor, self.settings.portions)
         int8_bytes = stage.found["parameters"]  # a byte for each
@@ -189,7 +198,7 @@ class Trials:
                 raise self._stopped(trial, spec, f"{trained}, others promise more")
             if settled(self.budget, drops[-1]):
                 break
-        return stage
+        return stage, epoch_s
 
     def _finished(
         self,

@@ -164,7 +164,7 @@ def int8_images(
 @pytest.fixture
 def few_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_int8, "FEWEST_SAMPLES", 8)
-    monkeypatch.setattr(image_int8, "EPOCHS", 1)
+    monkeypatch.setattr(image_int8, "QAT_EPOCHS", 1)
 
 
 @pytest.mark.usefixtures("few_are_enough")
