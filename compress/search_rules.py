@@ -8,8 +8,10 @@ from statistics import NormalDist
 from tlc.runtime.budget import Budget
 
 _SETTLED_RATIO = 0.2
-"""Of the drop that the budget allows: a shape that has lost no more is trained no further."""
-_LEAST_PROBABILITY = 0.1
+"""Of the drop that the budget allows: a shape that has lost no more, and is sure to keep it, is trained no further."""
+_SURE_PROBABILITY = 0.8
+"""Of keeping the budget, for that."""
+_LEAST_PROBABILITY = 0.2
 """Of keeping the budget after all of its training: a shape with less is trained no further."""
 _CLOSE = 1.1
 """Between speeds closer than this nothing more is looked for, but by the sampler."""
@@ -54,19 +56,25 @@ def merit(budget: Budget, gain: float, drop_points: float, deviation_points: flo
     return gain * NormalDist(drop_points, max(deviation_points, 1e-6)).cdf(budget.max_drop_points)
 
 
-def settled(budget: Budget, drop_points: float) -> bool:
+def settled(budget: Budget, drop_points: float, deviation_points: float) -> bool:
     """Return whether a network keeps the budget so well that its training may end: rounding will cost it some more.
 
-    >>> settled(Budget(max_drop_points=1.0), 0.1), settled(Budget(max_drop_points=1.0), 0.8)
+    >>> settled(Budget(max_drop_points=1.0), 0.1, 0.5), settled(Budget(max_drop_points=1.0), 0.8, 0.1)
     (True, False)
+    >>> settled(Budget(max_drop_points=1.0), 0.1, 2.0)
+    False
     """
-    return budget.objective != "most-accurate" and drop_points <= _SETTLED_RATIO * budget.max_drop_points
+    return (
+        budget.objective != "most-accurate"
+        and drop_points <= _SETTLED_RATIO * budget.max_drop_points
+        and merit(budget, 1.0, drop_points, deviation_points) >= _SURE_PROBABILITY
+    )
 
 
 def out_of_reach(budget: Budget, drop_points: float, deviation_points: float) -> bool:
     """Return whether a network that is expected to lose `drop_points` +- `deviation_points` hardly keeps the budget.
 
-    >>> out_of_reach(Budget(max_drop_points=1.0), 2.0, 1.0), out_of_reach(Budget(max_drop_points=1.0), 2.0, 0.5)
+    >>> out_of_reach(Budget(max_drop_points=1.0), 2.0, 1.5), out_of_reach(Budget(max_drop_points=1.0), 2.0, 1.0)
     (False, True)
     """
     return (
