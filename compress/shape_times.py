@@ -128,7 +128,7 @@ def times_of(
         )
     feeds = work.for_network(model).timing_feeds()
     folder = cache / f"shapes-{_key(model, feeds, runner, precision, timing)[:16]}"
-    with _alone(folder):
+    with alone(folder):
         known = _read(folder / _TIMES)
         missing = [shape for shape in shapes if known is None or shape.name not in known.shapes]
         missing = list({shape.name: shape for shape in missing}.values())
@@ -152,8 +152,8 @@ def times_of(
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Make `folder` and wait until no other process measures into it; the lock dies with its process."""
+def alone(folder: Path) -> Iterator[None]:
+    """Make `folder` and wait until no other process works in it; the lock dies with its process."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)

@@ -42,7 +42,7 @@ from tlc.compress.search_rules import (
     portions,
     settled,
 )
-from tlc.compress.shape_times import ORIGINAL, measure_shapes, undisturbed_ms
+from tlc.compress.shape_times import ORIGINAL, alone, measure_shapes, undisturbed_ms
 from tlc.compress.shapes import shapes_of
 from tlc.compress.space import Space, Value
 from tlc.compress.work import AnyWork
@@ -146,7 +146,8 @@ class Trials:
         trial.set_user_attr("spec", spec)
         trial.set_user_attr("worker", self.run.path.name)
         others = [one.user_attrs for one in self._others(trial, *_RUNNING)]
-        if any(one.get("spec") == spec and not one.get("out_of_time") for one in others):
+        tried = any(one.get("spec") == spec and not one.get("out_of_time") for one in others)
+        if tried and not trial.user_attrs.get("again"):
             raise self._stopped(trial, spec, "tried before")
         try:
             times = self._times(spec)
@@ -199,7 +200,9 @@ class Trials:
                 raise self._stopped(trial, spec, f"{trained}, too far from the budget")
             if out_of_time:
                 break
-            if more_to_come and trial.should_prune() and not may_be_best(self.budget, gain, *expected, self._best):
+            behind = more_to_come and trial.should_prune() and not may_be_best(self.budget, gain, *expected, self._best)
+            if behind and not trial.user_attrs.get("again"):
+                trial.set_user_attr("behind", True)
                 raise self._stopped(trial, spec, f"{trained}, others promise more")
             if settled(self.budget, drops[-1], self._deviation_points):
                 break
@@ -336,9 +339,10 @@ class Trials:
                 continue  # of no shape that the table was fitted to; the sampler may still propose it
         return found
 
-    def _queue_shape_of_speed(self, wanted: float, reach_ratio: float) -> None:
+    def _queue_shape_of_speed(self, wanted: float, reach_ratio: float) -> bool:
         """Queue the shape of most arithmetic about `wanted` times as fast as the original, `reach_ratio` off at most.
 
+        Returns whether there is one that nobody has tried.
         Of shapes that take the same time the one that computes more is likely to learn more. Before that, images:
         shapes with blocks of the original as they are, which know most before any training. Texts: those that keep the
         most of every part, since two whole layers learn far less than three of half the inner width.
@@ -354,39 +358,53 @@ class Trials:
         if near := random.Random(self.plan.recipe.seed).sample(near, min(_MOST_BUILT, len(near))):
             chosen = max(near, key=lambda shape: self._arithmetic(self.space.spec(shape)))
             self.study.enqueue_trial(self.space.indices(chosen), skip_if_exists=True)
+        return bool(near)
+
+    def _queue_again(self) -> None:
+        """Queue the shape of most promise again that was stopped as others promised more: they have ended."""
+        known = self._others(None, *_QUEUED)
+        again = {self._spec(one) for one in known if one.user_attrs.get("again")}
+        stopped = [one for one in known if one.user_attrs.get("behind") and self._spec(one) not in again]
+        if stopped:
+            promised = max(stopped, key=lambda one: one.intermediate_values[max(one.intermediate_values)])
+            self.study.enqueue_trial(promised.params, user_attrs={"again": True})
 
     def _queue_next(self, *_ended: object) -> None:
         """Queue a shape between the fastest that keeps the budget and the slowest of the faster ones that miss it.
 
-        What others are at counts as kept before any student has ended, and then as missed, so that workers spread out.
-        Where another thing is wanted than speed, the first student alone is chosen like this; samplers other than tpe
-        are left alone, to be compared with.
+        Where there is none, a shape that was stopped is trained on. What others are at counts as kept without a loss,
+        unless a slower one has missed: workers that choose one after the other spread out, and faster shapes are
+        trained sooner. Where another thing is wanted than speed, the first student alone is chosen like this; samplers
+        other than tpe are left alone, to be compared with.
         """
         if self.settings.sampler != "tpe" or not self._predicted:
             return
-        kept, missed, pending, ended = [(1.0, 0.0)], [], [], False
+        with alone(self.run.cache / "queue"):
+            self._choose_next()
+
+    def _choose_next(self) -> None:
+        """Queue it, as `_queue_next` says, while nobody else does."""
+        kept, missed, at_work = [(1.0, 0.0)], [], []
+        students = False
         for one in self._others(None, *_QUEUED):
             spec, known = self._spec(one), one.user_attrs
-            at_work = one.state in (TrialState.WAITING, TrialState.RUNNING)
-            if spec is None or not (at_work or "drop_points" in known or "drops_points" in known):
+            begun = one.state in (TrialState.WAITING, TrialState.RUNNING)
+            if spec is None or not (begun or "drop_points" in known or "drops_points" in known):
                 continue  # it was never trained
             try:
                 speedup = known.get("speedup") or self._speedup(spec)
             except TlcError:
                 continue  # whoever is at it will say so
             drop_points = known.get("drop_points", math.inf if spec else 0.0)
-            ended |= bool(spec) and not at_work
-            if at_work and spec:
-                pending.append(speedup)
+            students |= bool(spec)
+            if begun and spec:
+                at_work.append(speedup)
             elif drop_points <= self.budget.max_drop_points:
                 kept.append((speedup, drop_points))
             elif spec:
                 missed.append(speedup)
-        students = ended or bool(pending)
-        if ended:
-            missed += pending
-        else:
-            kept += [(speedup, self.budget.max_drop_points) for speedup in pending]
+        least = min((speedup for speedup in missed if speedup > max(kept)[0]), default=math.inf)
+        kept += [(speedup, 0.0) for speedup in at_work if speedup < least]
         if students and self.budget.objective != "fastest":
             return
         fastest, drop_points = max(kept)
@@ -394,7 +412,9 @@ class Trials:
         if wanted := next_speedup(fastest, missed, stride) if students else self._first_speedup(fastest):
             needed = self._table.original_ms / self.budget.max_latency_ms if self.budget.max_latency_ms else 1.0
             wanted = max(wanted, needed * (1 + NEAR_RATIO))
-            self._queue_shape_of_speed(wanted, math.log(wanted / fastest))
+            if self._queue_shape_of_speed(wanted, math.log(wanted / fastest)):
+                return
+        self._queue_again()
 
     def _first_speedup(self, of_int8: float) -> float:
         """Return how many times as fast as the original the first student is to be: no less than without a search."""
@@ -427,13 +447,13 @@ class Trials:
         """Return the drop to expect after all portions, and its standard deviation, in points.
 
         From what the rest of the training brought to shapes that had all of it; before any had, each portion is taken
-        to halve the drop.
+        to halve the drop, where there is one.
         """
         done, now = len(drops_points), drops_points[-1]
         finished = [one.user_attrs for one in self._others(None, TrialState.COMPLETE)]
         known = [found.get("drops_points", []) for found in finished if not found.get("out_of_time")]
         gains = [drops[done - 1] - drops[-1] for drops in known if len(drops) == count]
-        gained = median(gains) if gains else now * (1 - 0.5 ** (count - done))
+        gained = median(gains) if gains else max(0.0, now) * (1 - 0.5 ** (count - done))
         return now - gained, math.hypot(self._deviation_points, _LEARNS_RATIO * gained)
 
     @property

@@ -168,14 +168,14 @@ def test_a_grid_too_large_to_finish_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def worker(monkeypatch: pytest.MonkeyPatch) -> Any:
+def worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """A worker that knows how fast shapes are, and of nothing else."""
     found: Any = trials.Trials.__new__(trials.Trials)
     found.space = Space(
         (Choice("depth", "depth", (0.25, 0.5, 1.0), 1.0), Choice("heads", "heads", (0.25, 0.5, 1.0), 1.0))
     )
     found.study, found.network, found.budget = optuna.create_study(), "a text model", Budget(max_drop_points=1.0)
-    found.settings = SearchSection()
+    found.settings, found.run = SearchSection(), SimpleNamespace(path=Path("worker"), cache=tmp_path)
     found.plan = SimpleNamespace(recipe=SimpleNamespace(seed=0), student=Decision("usual", ""))
     monkeypatch.setattr(trials.Trials, "_arithmetic", lambda _self, _spec: 1)
     monkeypatch.setattr(trials.Trials, "_deviation_points", 0.5)
@@ -201,12 +201,31 @@ def test_of_texts_shapes_of_one_speed_the_one_that_keeps_the_most_of_every_part_
 
 
 def test_workers_that_begin_together_spread_from_the_usual_student_on(worker: Any) -> None:
-    shapes = _speeds(worker, {(1.0, 0.5): 4.0, (0.5, 1.0): 6.0, (0.5, 0.5): 8.4, (0.25, 0.25): 16.0})
+    shapes = _speeds(worker, {(1.0, 0.5): 4.0, (0.5, 1.0): 6.0, (0.5, 0.5): 8.4, (0.25, 0.25): 12.0})
     for _joined in range(2):
         worker._queue_next()
 
     queued = [one.system_attrs["fixed_params"] for one in worker.study.trials]
-    assert queued == [worker.space.indices(shapes[6.0]), worker.space.indices(shapes[8.4])]
+    assert queued == [worker.space.indices(shapes[6.0]), worker.space.indices(shapes[12.0])]
+
+
+def test_what_another_worker_is_at_counts_as_kept_unless_a_slower_shape_has_missed(worker: Any) -> None:
+    shapes = _speeds(worker, {(1.0, 0.5): 4.0, (0.5, 1.0): 6.0, (0.5, 0.5): 8.4, (0.25, 0.25): 12.0})
+    distributions: dict[str, BaseDistribution] = {name: IntDistribution(0, 2) for name in ("depth", "heads")}
+    for speedup, known in ((4.0, {"drop_points": 0.5}), (8.4, {"drop_points": 1.5}), (12.0, None)):
+        at_work = {"state": TrialState.RUNNING} if known is None else {"value": 1.0}
+        worker.study.add_trial(
+            create_trial(
+                **at_work,
+                params=worker.space.indices(shapes[speedup]),
+                distributions=distributions,
+                user_attrs={"speedup": speedup, **(known or {})},
+            )
+        )
+
+    worker._queue_next()
+
+    assert worker.study.trials[-1].system_attrs["fixed_params"] == worker.space.indices(shapes[6.0])
 
 
 @pytest.mark.parametrize(("drop_points", "wanted"), [(0.1, 12.0), (0.9, 8.4), (1.1, 4.0)])
@@ -232,6 +251,16 @@ def test_after_a_student_the_next_is_faster_or_slower_as_it_kept_the_budget(
     assert worker.study.trials[-1].system_attrs["fixed_params"] == worker.space.indices(shapes[wanted])
 
 
+@pytest.mark.parametrize(("drops_points", "expected"), [([2.0], 0.5), ([3.0, 2.0], 1.0), ([-0.4], -0.4)])
+def test_each_portion_left_is_expected_to_halve_the_drop_until_another_shape_had_all(
+    worker: Any, drops_points: list[float], expected: float
+) -> None:
+    drop_points, deviation_points = worker._at_end(drops_points, 3)
+
+    assert drop_points == expected
+    assert deviation_points == pytest.approx(math.hypot(0.5, 0.5 * (drops_points[-1] - expected)))
+
+
 @pytest.mark.parametrize(("speedup", "trained"), [(4.0, 2), (16.0, 18)])
 def test_a_shape_that_successive_halving_would_stop_goes_on_only_if_it_may_be_the_best(
     worker: Any, monkeypatch: pytest.MonkeyPatch, speedup: float, trained: int
@@ -248,17 +277,52 @@ def test_a_shape_that_successive_halving_would_stop_goes_on_only_if_it_may_be_th
     worker._started, worker._portion = lambda _spec: SimpleNamespace(found={"parameters": 1}), portion
     known: dict[str, Any] = {}
     trial = SimpleNamespace(
-        should_prune=lambda: True, report=lambda _value, _step: None, set_user_attr=known.__setitem__
+        should_prune=lambda: True, report=lambda _value, _step: None, set_user_attr=known.__setitem__, user_attrs=known
     )
 
     if trained < 18:
         with pytest.raises(optuna.TrialPruned):
             worker._trained(trial, "depth:0.5", speedup)
         assert known["why"] == "-0.50 points after 2 epochs, others promise more"
+        assert known["behind"]
     else:
         worker._trained(trial, "depth:0.5", speedup)
 
     assert sum(epochs) == trained
+    known["again"] = True
+    worker._trained(trial, "depth:0.5", speedup)
+    assert sum(epochs) == trained + 18  # nothing else is left to do
+
+
+def test_where_nothing_is_left_between_kept_and_missed_the_stopped_shape_of_most_promise_is_trained_on(
+    worker: Any,
+) -> None:
+    shapes = _speeds(worker, {(0.5, 1.0): 6.0, (0.5, 0.5): 6.3, (0.25, 0.5): 8.0, (0.25, 0.25): 12.0})
+    distributions: dict[str, BaseDistribution] = {name: IntDistribution(0, 2) for name in ("depth", "heads")}
+
+    def ended(speedup: float, **known: Any) -> None:
+        state = TrialState.PRUNED if "behind" in known else TrialState.COMPLETE
+        promised = {2: known.pop("promised")} if "promised" in known else {}
+        worker.study.add_trial(
+            create_trial(
+                state=state,
+                params=worker.space.indices(shapes[speedup]),
+                distributions=distributions,
+                value=1.0,
+                user_attrs={"speedup": speedup, **known},
+                intermediate_values=promised,
+            )
+        )
+
+    ended(6.0, drop_points=0.5)
+    ended(6.3, drop_points=1.5)
+    ended(8.0, drops_points=[4.0], behind=True, promised=0.9)
+    ended(12.0, drops_points=[4.0], behind=True, promised=0.7)
+    for _ended in range(3):
+        worker._queue_next()
+
+    queued = [(one.system_attrs["fixed_params"], one.user_attrs) for one in worker.study.trials[4:]]
+    assert queued == [(worker.space.indices(shapes[speedup]), {"again": True}) for speedup in (8.0, 12.0)]
 
 
 @pytest.mark.parametrize(("left_s", "qat"), [(59, False), (61, True)])
@@ -268,7 +332,7 @@ def test_a_student_is_trained_for_int8_where_there_is_time_for_three_epochs_of_t
     worker._times = lambda spec: {ORIGINAL: 8.0, spec: 1.0}
     worker._trained = lambda *_shape: (SimpleNamespace(path=Path("student"), key="x"), 10.0)
     worker._finished = lambda *_found: 1.0
-    worker.deadline, worker.run = SimpleNamespace(left_s=left_s), SimpleNamespace(path=Path("worker"))
+    worker.deadline = SimpleNamespace(left_s=left_s)
     worker.plan.recipe.quantize, worker.reference = QuantizeSettings(), 0.9
     asked: list[bool] = []
     worker.version = lambda _name, _stage, *, qat: asked.append(qat)
