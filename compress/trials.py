@@ -373,9 +373,9 @@ class Trials:
         """Queue a shape between the fastest that keeps the budget and the slowest of the faster ones that miss it.
 
         Where there is none, a shape that was stopped is trained on. What others are at counts as kept without a loss,
-        unless a slower one has missed: workers that choose one after the other spread out, and faster shapes are
-        trained sooner. Where another thing is wanted than speed, the first student alone is chosen like this; samplers
-        other than tpe are left alone, to be compared with.
+        unless a slower one has missed, or no shape is faster: workers that choose one after the other spread out, and
+        faster shapes are trained sooner. Where another thing is wanted than speed, the first student alone is chosen
+        like this; samplers other than tpe are left alone, to be compared with.
         """
         if self.settings.sampler != "tpe" or not self._predicted:
             return
@@ -403,18 +403,27 @@ class Trials:
                 kept.append((speedup, drop_points))
             elif spec:
                 missed.append(speedup)
-        least = min((speedup for speedup in missed if speedup > max(kept)[0]), default=math.inf)
-        kept += [(speedup, 0.0) for speedup in at_work if speedup < least]
-        if students and self.budget.objective != "fastest":
-            return
+        if not students:
+            fastest = max(kept)[0]
+            self._queue_faster_than(fastest, self._first_speedup(fastest))
+        elif self.budget.objective == "fastest":
+            least = min((speedup for speedup in missed if speedup > max(kept)[0]), default=math.inf)
+            hoped = [*kept, *((speedup, 0.0) for speedup in at_work if speedup < least)]
+            if not self._queue_between(hoped, missed) and not self._queue_between(kept, [*missed, *at_work]):
+                self._queue_again()
+
+    def _queue_between(self, kept: Sequence[tuple[float, float]], missed: Sequence[float]) -> bool:
+        """Queue a shape between the fastest of `kept` (speed-up, drop in points) and `missed`; say if there was one."""
         fastest, drop_points = max(kept)
         stride = _LONG_STRIDE if settled(self.budget, drop_points, self._deviation_points) else _STRIDE
-        if wanted := next_speedup(fastest, missed, stride) if students else self._first_speedup(fastest):
-            needed = self._table.original_ms / self.budget.max_latency_ms if self.budget.max_latency_ms else 1.0
-            wanted = max(wanted, needed * (1 + NEAR_RATIO))
-            if self._queue_shape_of_speed(wanted, math.log(wanted / fastest)):
-                return
-        self._queue_again()
+        wanted = next_speedup(fastest, missed, stride)
+        return wanted is not None and self._queue_faster_than(fastest, wanted)
+
+    def _queue_faster_than(self, fastest: float, wanted: float) -> bool:
+        """Queue a shape about `wanted` times as fast as the original, or as `--max-latency` needs; as the next."""
+        needed = self._table.original_ms / self.budget.max_latency_ms if self.budget.max_latency_ms else 1.0
+        wanted = max(wanted, needed * (1 + NEAR_RATIO))
+        return self._queue_shape_of_speed(wanted, math.log(wanted / fastest))
 
     def _first_speedup(self, of_int8: float) -> float:
         """Return how many times as fast as the original the first student is to be: no less than without a search."""

@@ -209,10 +209,14 @@ def test_workers_that_begin_together_spread_from_the_usual_student_on(worker: An
     assert queued == [worker.space.indices(shapes[6.0]), worker.space.indices(shapes[12.0])]
 
 
-def test_what_another_worker_is_at_counts_as_kept_unless_a_slower_shape_has_missed(worker: Any) -> None:
-    shapes = _speeds(worker, {(1.0, 0.5): 4.0, (0.5, 1.0): 6.0, (0.5, 0.5): 8.4, (0.25, 0.25): 12.0})
+@pytest.mark.parametrize("missed", [True, False])
+def test_what_another_worker_is_at_counts_as_missed_where_a_slower_shape_has_missed_or_there_is_no_faster_one(
+    worker: Any, missed: bool
+) -> None:
+    shapes = _speeds(worker, {(1.0, 0.5): 4.0, (0.5, 1.0): 6.0, (0.5, 0.5): 7.2, (0.25, 0.25): 12.0})
     distributions: dict[str, BaseDistribution] = {name: IntDistribution(0, 2) for name in ("depth", "heads")}
-    for speedup, known in ((4.0, {"drop_points": 0.5}), (8.4, {"drop_points": 1.5}), (12.0, None)):
+    others = [(7.2, {"drop_points": 1.5})] if missed else []
+    for speedup, known in ((4.0, {"drop_points": 0.5}), *others, (12.0, None)):
         at_work = {"state": TrialState.RUNNING} if known is None else {"value": 1.0}
         worker.study.add_trial(
             create_trial(
@@ -225,7 +229,8 @@ def test_what_another_worker_is_at_counts_as_kept_unless_a_slower_shape_has_miss
 
     worker._queue_next()
 
-    assert worker.study.trials[-1].system_attrs["fixed_params"] == worker.space.indices(shapes[6.0])
+    wanted = shapes[6.0 if missed else 7.2]
+    assert worker.study.trials[-1].system_attrs["fixed_params"] == worker.space.indices(wanted)
 
 
 @pytest.mark.parametrize(("drop_points", "wanted"), [(0.1, 12.0), (0.9, 8.4), (1.1, 4.0)])
@@ -354,6 +359,7 @@ def test_a_search_ends_with_a_report_and_goes_on_with_resume(
         trials, "nearest", lambda shapes, *_wanted: [n for n, (_speedup, whole) in enumerate(shapes) if whole]
     )
     monkeypatch.setattr(trials, "settled", lambda *_points: True)
+    monkeypatch.setattr(trials.Trials, "_best", -math.inf)  # so that any shape is fast enough
     report = search.compress_within(recipe, tmp_path / "run", limit_s=3600, trials=3)
 
     tried = record_of(_study(tmp_path / "run" / "study.journal")).trials
@@ -376,7 +382,6 @@ def test_a_search_ends_with_a_report_and_goes_on_with_resume(
     monkeypatch.setattr(trials, "fitting_epochs", lambda portion, done, *_times: 0 if done else portion)
     hopeless = iter([False, False, True])
     monkeypatch.setattr(trials, "out_of_reach", lambda *_points: next(hopeless))
-    monkeypatch.setattr(trials.Trials, "_best", -math.inf)  # so that any shape is fast enough
     monkeypatch.setattr(trials, "_QAT_EPOCH_RATIO", math.inf)
     resumed = search.compress_within(recipe, tmp_path / "run", limit_s=3600, trials=2, resume=True)
     *before, cut_short, given_up = _study(tmp_path / "run" / "study.journal").trials
