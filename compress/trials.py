@@ -165,6 +165,8 @@ class Trials:
         qat_s = _QAT_EPOCH_RATIO * epoch_s * (self.plan.recipe.quantize.qat_epochs or QAT_EPOCHS)
         qat = qat_s <= self.deadline.left_s
         trial.set_user_attr("network", {"path": str(stage.path.absolute()), "key": stage.key, "qat": qat})
+        if not qat:
+            trial.set_user_attr("why", "no time was left to train it for INT8")
         version = self.version(f"student-{trial.number}", stage, qat=qat)
         return self._finished(trial, spec, version, faster, self.reference, self._deviation_points)
 

@@ -346,7 +346,9 @@ def test_a_student_is_trained_for_int8_where_there_is_time_for_three_epochs_of_t
     worker._tried(worker.study.ask())
 
     assert asked == [qat]
-    assert worker.study.trials[0].user_attrs["network"]["qat"] is qat
+    known = worker.study.trials[0].user_attrs
+    assert known["network"]["qat"] is qat
+    assert known.get("why") == (None if qat else "no time was left to train it for INT8")
 
 
 def test_a_search_ends_with_a_report_and_goes_on_with_resume(
