@@ -18,15 +18,13 @@ from torch.utils.hooks import RemovableHandle
 from tlc.calibration.augment import Augment, draw_views
 from tlc.calibration.cache import Pixels
 from tlc.compress.events import Emit, Progress
-from tlc.compress.image_train import ImageSamples, on_device
+from tlc.compress.image_train import INFERENCE_BATCH, ImageSamples, on_device
 from tlc.compress.losses import attention_transfer, decoupled_kd, hint, relation, softened_kl
 from tlc.compress.model import Model
 from tlc.compress.objective import Batch, HeldOutSamples, Inputs, Kind, cross_entropy, share_right
 from tlc.compress.train import Fitted, TrainSettings, fit
 from tlc.runtime.artifact import sha256_json
 from tlc.runtime.errors import TlcError
-
-_TEACHER_BATCH = 512
 
 
 class LossSettings(BaseModel):
@@ -108,8 +106,8 @@ class TeacherLogits(CachedLogits):
         views = draw_views(self._augment, count, seed=self._seed, view=view)
         rows = []
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
-            for start in range(0, count, _TEACHER_BATCH):
-                indices = np.arange(start, min(count, start + _TEACHER_BATCH))
+            for start in range(0, count, INFERENCE_BATCH):
+                indices = np.arange(start, min(count, start + INFERENCE_BATCH))
                 images = on_device(self._pixels.augmented(indices, views), device)
                 rows.append(self._teacher(images).float().cpu().numpy())
                 self._emit(Progress(f"teacher's logits, view {view + 1}", int(indices[-1]) + 1, count))

@@ -14,6 +14,7 @@ from tlc.calibration.cache import Pixels, prepare
 from tlc.calibration.calibration_set import balanced_indices
 from tlc.compress.coupling import Coupling, Cut, Graph, couplings
 from tlc.compress.heads import prunable_attention, remove_heads
+from tlc.compress.image_train import in_batches
 from tlc.compress.image_work import ImageWork
 from tlc.compress.importance import Ranked, ranking
 from tlc.compress.model import Model
@@ -42,7 +43,8 @@ class ImageSurgery(Surgery):
         ranked = ranking(model.module, self._example, [*found[0], *found[1]], "magnitude")
         self._ranked = {entry.name: entry for entry in ranked}
         picked = some(len(self._fit), _BATCHNORM_SAMPLES)
-        self._clean = torch.from_numpy(self._fit.batch(picked)).contiguous(memory_format=torch.channels_last)
+        clean = torch.from_numpy(self._fit.batch(picked)).contiguous(memory_format=torch.channels_last)
+        self._clean = in_batches(clean)
 
     def one_sample(self) -> tuple[Tensor, ...]:
         """Return the first training image."""
@@ -107,7 +109,7 @@ class ImageSurgery(Surgery):
         """Give the batch norms, in place, the statistics of what flows now: the old ones are of another network."""
         module = model.module.to(memory_format=torch.channels_last)
         with fast_arithmetic():
-            reestimate_batchnorm(module, [self._clean])
+            reestimate_batchnorm(module, self._clean)
         module.to(memory_format=torch.contiguous_format)
         return model
 

@@ -13,7 +13,8 @@ from tlc.calibration.augment import Augment, draw_views
 from tlc.calibration.cache import Pixels
 from tlc.compress.objective import Batch, Epoch, Inputs, Kind
 
-_EVAL_BATCH = 256
+INFERENCE_BATCH = 64
+"""Images at once: the activations of more no longer fit a processor's caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +67,18 @@ def evaluate(network: nn.Module, pixels: Pixels, *, bf16: bool, device: torch.de
     network.eval()
     logits = []
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        for images, _labels in pixels.iterate(_EVAL_BATCH):
+        for images, _labels in pixels.iterate(INFERENCE_BATCH):
             logits.append(network(on_device(images, device)).float().cpu())
     return torch.cat(logits).clone()
+
+
+def in_batches(images: Tensor) -> tuple[Tensor, ...]:
+    """Return `images` (N, C, H, W) in order, in parts of at most `INFERENCE_BATCH` whose sizes differ by one at most.
+
+    >>> [len(part) for part in in_batches(torch.zeros(130, 1, 1, 1))]
+    [44, 43, 43]
+    """
+    return images.tensor_split(-(-len(images) // INFERENCE_BATCH))
 
 
 def on_device(images: NDArray[np.float32], device: torch.device) -> Tensor:

@@ -23,7 +23,7 @@ from tlc.compress.checkpoint import load_saved, save_model
 from tlc.compress.distill import distill
 from tlc.compress.events import Emit
 from tlc.compress.image_int8 import Int8Images
-from tlc.compress.image_train import evaluate
+from tlc.compress.image_train import evaluate, in_batches
 from tlc.compress.losses import softened_kl
 from tlc.compress.model import Model
 from tlc.compress.prune import prune_step, reestimate_batchnorm
@@ -272,20 +272,19 @@ def _choice_indices(pixels: Pixels, seed: int) -> NDArray[np.int64]:
 
 def _answers_kept(teacher: Model, pixels: Pixels, indices: NDArray[np.int64]) -> Callable[[nn.Module], float]:
     """Return a score for a network: minus its softened KL divergence from the teacher on some training samples."""
-    images = torch.from_numpy(pixels.batch(indices)).contiguous(memory_format=torch.channels_last)
+    batches = in_batches(torch.from_numpy(pixels.batch(indices)).contiguous(memory_format=torch.channels_last))
     bf16 = bf16_is_fast()
 
     def logits(module: nn.Module) -> Tensor:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            output: Tensor = module(images)
-        return output.float()
+            return torch.cat([module(images) for images in batches]).float()
 
     wanted = logits(copy.deepcopy(teacher.module).to(memory_format=torch.channels_last).eval())
 
     def score(module: nn.Module) -> float:
         network = copy.deepcopy(module).to(memory_format=torch.channels_last)
         # Without its own statistics a network that lost blocks is judged by its batch norms, not by its weights.
-        reestimate_batchnorm(network, [images])
+        reestimate_batchnorm(network, batches)
         return -float(softened_kl(logits(network.eval()), wanted, temperature=4.0))
 
     return score
