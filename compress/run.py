@@ -1,8 +1,6 @@
 """The run's folder: one run at a time, stages memoised by content, partial work that survives a kill."""
 
-import fcntl
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tlc.compress.events import Emit, StageStarted
+from tlc.compress.lock import hold
 from tlc.compress.processes import leads, wait_for_all
 from tlc.runtime.artifact import sha256_file, sha256_json, write_text
 from tlc.runtime.errors import TlcError
@@ -156,7 +155,7 @@ def open_run(
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TlcError(f"Cannot make the folder {path}: {error.strerror}.", hint="Choose another --out.") from error
-    with _locked(path / ".lock", path):
+    with hold(path):
         for leftover in path.glob(".*.tmp"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         if marker.exists():
@@ -175,7 +174,7 @@ def hold_run(path: Path) -> Iterator[None]:
     """
     if not (path / MARKER).is_file():
         raise TlcError(f"{path} is not the folder of a run.", hint="Give the --out of tlc compress.")
-    with _locked(path / ".lock", path):
+    with hold(path):
         yield
 
 
@@ -200,22 +199,3 @@ def _check_marker(marker: Path, identity: Mapping[str, str], *, resume: bool) ->
             f"{marker.parent} already holds a run of this model.",
             hint="Add --resume to go on with it (finished stages are reused), or choose another --out.",
         )
-
-
-@contextmanager
-def _locked(lock: Path, folder: Path) -> Iterator[None]:
-    # The lock dies with the process, however it ends, so a killed run never blocks the next.
-    with lock.open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            handle.seek(0)
-            holder = handle.read().strip() or "unknown"
-            raise TlcError(
-                f"Another tlc (process {holder}) is running in {folder}.",
-                hint="Wait for it to end, or choose another --out.",
-            ) from error
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield

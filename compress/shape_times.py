@@ -5,12 +5,10 @@ kept is a ratio to it, which holds from one session of a machine to the next whe
 this beside other work, so the fastest runs are compared: a p50 is that of a machine with nothing else to do.
 """
 
-import fcntl
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tlc.compress.events import Emit, Progress, silent
+from tlc.compress.lock import alone
 from tlc.compress.measure import Precision, Timing, latencies
 from tlc.compress.plan import Network
 from tlc.compress.quantize import worth_quantizing
@@ -149,15 +148,6 @@ def times_of(
             write_text(folder / _TIMES, known.model_dump_json(indent=1) + "\n")
         assert known is not None
         return known
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Make `folder` and wait until no other process works in it; the lock dies with its process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _original(work: AnyWork, model: Network, folder: Path) -> Path:

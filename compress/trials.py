@@ -8,25 +8,21 @@ within the budget, since otherwise the original ships.
 """
 
 import math
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import optuna
-import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from tlc.compress.cost import macs, parameters
+from tlc.compress.cost import parameters
 from tlc.compress.estimate import keeps_answers, seconds_per_sample
 from tlc.compress.events import Emit, StageDone
-from tlc.compress.latency_table import LatencyTable, latency_table
+from tlc.compress.lock import alone
 from tlc.compress.measure import Candidate, latencies
-from tlc.compress.model import Model
 from tlc.compress.pipeline import Pipeline, Version
 from tlc.compress.plan import Network, Plan
 from tlc.compress.quantize import QAT_EPOCHS
@@ -36,15 +32,14 @@ from tlc.compress.search_rules import (
     fitting_epochs,
     may_be_best,
     merit,
-    nearest,
     next_speedup,
     out_of_reach,
     portions,
     settled,
 )
-from tlc.compress.shape_times import ORIGINAL, alone, measure_shapes, undisturbed_ms
-from tlc.compress.shapes import shapes_of
-from tlc.compress.space import Space, Value
+from tlc.compress.shape_speeds import ShapeSpeeds
+from tlc.compress.shape_times import ORIGINAL, undisturbed_ms
+from tlc.compress.space import Space
 from tlc.compress.work import AnyWork
 from tlc.runtime.artifact import sha256_file
 from tlc.runtime.errors import TlcError
@@ -55,9 +50,6 @@ _LONG_STRIDE = 2.0
 """How much faster than the fastest that keeps the budget the next shape is, where little of the budget is used."""
 _STRIDE = 1.4
 """The same where more of it is."""
-_FEW_SHAPES = 16
-_MOST_PREDICTED = 4000
-_MOST_BUILT = 12
 _LEARNS_RATIO = 0.5
 """Standard deviation of what more training brings, over what it brought to others."""
 _TRAINING_SHARE = 0.2
@@ -119,6 +111,9 @@ class Trials:
         self.work, self.runner = self.pipeline.work, self.pipeline.runner
         self.original = self.pipeline.original()
         self.network: Network = self.work.load(self.original.stage.path, self.original.arch)
+        self.speeds = ShapeSpeeds(
+            self.work, self.network, self.runner, space, cache=run.cache, seed=plan.recipe.seed, emit=emit
+        )
         self._held_out_accuracy = self._held_out(self.original.work, self.original.deployed)
         self.reference, self._reference_deviation_points = self._reference()
 
@@ -150,7 +145,7 @@ class Trials:
         if tried and not trial.user_attrs.get("again"):
             raise self._stopped(trial, spec, "tried before")
         try:
-            times = self._times(spec)
+            times = self.speeds.times_ms(spec)
         except TlcError as error:  # widths that do not go together, an operator that does not run
             if not spec:
                 raise
@@ -312,56 +307,6 @@ class Trials:
         indices = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         return self.space.spec(self.space.chosen(indices)) if len(indices) == len(self.space.choices) else None
 
-    def _times(self, spec: str) -> dict[str, float]:
-        """Return the p50, in ms, of the original and of a shape; measured once for all workers that share a folder."""
-        return measure_shapes(self.work, self.network, [spec], self.runner, cache=self.run.cache, emit=self.emit)
-
-    def _speedup(self, spec: str) -> float:
-        times = self._times(spec)
-        return times[ORIGINAL] / times[spec]
-
-    @cached_property
-    def _table(self) -> LatencyTable:
-        return latency_table(
-            self.work, self.network, self.runner, cache=self.run.cache, widths=self.space.widths, emit=self.emit
-        )
-
-    @cached_property
-    def _predicted(self) -> list[tuple[float, dict[str, Value]]]:
-        """Shapes of one width with the speed-up that the latency table predicts; nothing where there are few to try."""
-        if self.space.size <= _FEW_SHAPES:
-            return []
-        found = []
-        for shape in self.space.even(_MOST_PREDICTED, self.plan.recipe.seed):
-            if shape == self.space.teacher:
-                continue
-            try:
-                found.append((self._table.original_ms / self._table.predict(self.space.spec(shape)).p50_ms, shape))
-            except TlcError:
-                continue  # of no shape that the table was fitted to; the sampler may still propose it
-        return found
-
-    def _queue_shape_of_speed(self, wanted: float, reach_ratio: float) -> bool:
-        """Queue the shape of most arithmetic about `wanted` times as fast as the original, `reach_ratio` off at most.
-
-        Returns whether there is one that nobody has tried.
-        Of shapes that take the same time the one that computes more is likely to learn more. Before that, images:
-        shapes with blocks of the original as they are, which know most before any training. Texts: those that keep the
-        most of every part, since two whole layers learn far less than three of half the inner width.
-        """
-        tried = {self._spec(one) for one in self._others(None, *_QUEUED)}
-        untried = [(faster, shape) for faster, shape in self._predicted if self.space.spec(shape) not in tried]
-        images = isinstance(self.network, Model)
-        speeds = [(faster, images and self.space.keeps_blocks(shape)) for faster, shape in untried]
-        near = [untried[index][1] for index in nearest(speeds, wanted, reach_ratio)]
-        if not images:
-            most = max(map(self.space.kept_ratio, near), default=0.0)
-            near = [shape for shape in near if self.space.kept_ratio(shape) == most]
-        if near := random.Random(self.plan.recipe.seed).sample(near, min(_MOST_BUILT, len(near))):
-            chosen = max(near, key=lambda shape: self._arithmetic(self.space.spec(shape)))
-            self.study.enqueue_trial(self.space.indices(chosen), skip_if_exists=True)
-        return bool(near)
-
     def _queue_again(self) -> None:
         """Queue the shape of most promise again that was stopped as others promised more: they have ended."""
         known = self._others(None, *_QUEUED)
@@ -379,7 +324,7 @@ class Trials:
         faster shapes are trained sooner. Where another thing is wanted than speed, the first student alone is chosen
         like this; samplers other than tpe are left alone, to be compared with.
         """
-        if self.settings.sampler != "tpe" or not self._predicted:
+        if self.settings.sampler != "tpe" or not self.speeds.predicted:
             return
         with alone(self.run.cache / "queue"):
             self._choose_next()
@@ -394,7 +339,7 @@ class Trials:
             if spec is None or not (begun or "drop_points" in known or "drops_points" in known):
                 continue  # it was never trained
             try:
-                speedup = known.get("speedup") or self._speedup(spec)
+                speedup = known.get("speedup") or self.speeds.of(spec)
             except TlcError:
                 continue  # whoever is at it will say so
             drop_points = known.get("drop_points", math.inf if spec else 0.0)
@@ -423,21 +368,18 @@ class Trials:
 
     def _queue_faster_than(self, fastest: float, wanted: float) -> bool:
         """Queue a shape about `wanted` times as fast as the original, or as `--max-latency` needs; as the next."""
-        needed = self._table.original_ms / self.budget.max_latency_ms if self.budget.max_latency_ms else 1.0
+        needed = self.speeds.original_ms / self.budget.max_latency_ms if self.budget.max_latency_ms else 1.0
         wanted = max(wanted, needed * (1 + NEAR_RATIO))
-        return self._queue_shape_of_speed(wanted, math.log(wanted / fastest))
+        tried = {self._spec(one) for one in self._others(None, *_QUEUED)}
+        shape = self.speeds.shape_about(wanted, math.log(wanted / fastest), tried)
+        if shape is not None:
+            self.study.enqueue_trial(self.space.indices(shape), skip_if_exists=True)
+        return shape is not None
 
     def _first_speedup(self, of_int8: float) -> float:
         """Return how many times as fast as the original the first student is to be: no less than without a search."""
         usual = self.plan.student.value
-        return max(_FIRST_STRIDE * of_int8, self._speedup(usual) if isinstance(usual, str) else 0.0)
-
-    def _arithmetic(self, spec: str) -> int:
-        """Return the multiply-accumulates of a shape; of a text model the parameters, which they go with."""
-        model = shapes_of(self.work, self.network).shape(spec).build()
-        if isinstance(model, Model):
-            return macs(model.module, torch.zeros(1, *model.preprocess.input_shape))
-        return parameters(model.module)
+        return max(_FIRST_STRIDE * of_int8, self.speeds.of(usual) if isinstance(usual, str) else 0.0)
 
     def _hopeless(self, p50_ms: float, faster: float) -> str:
         """Return why a shape is not worth training, if so."""

@@ -23,13 +23,15 @@ from postgres import running
 from tiny import PREPROCESS, seeded_net, write_bars
 from tlc.calibration.cache import prepare
 from tlc.calibration.data import read_data
-from tlc.compress import search, trials
+from tlc.compress import search, shape_speeds, trials
+from tlc.compress.events import silent
 from tlc.compress.inputs import PreprocessOptions
 from tlc.compress.plan import Decision, make_plan
 from tlc.compress.quantize import QuantizeSettings
 from tlc.compress.recipe import DataSection, MeasureSection, ModelSection, Recipe, SearchSection
 from tlc.compress.search import STUDY
 from tlc.compress.search_rules import may_be_best, merit, next_speedup, out_of_reach, portions, settled
+from tlc.compress.shape_speeds import ShapeSpeeds
 from tlc.compress.shape_times import ORIGINAL
 from tlc.compress.space import Choice, Space, space_of
 from tlc.compress.study import open_study, record_of
@@ -177,7 +179,8 @@ def worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     found.study, found.network, found.budget = optuna.create_study(), "a text model", Budget(max_drop_points=1.0)
     found.settings, found.run = SearchSection(), SimpleNamespace(path=Path("worker"), cache=tmp_path)
     found.plan = SimpleNamespace(recipe=SimpleNamespace(seed=0), student=Decision("usual", ""))
-    monkeypatch.setattr(trials.Trials, "_arithmetic", lambda _self, _spec: 1)
+    found.speeds = ShapeSpeeds("images", found.network, "a CPU", found.space, cache=tmp_path, seed=0, emit=silent)
+    monkeypatch.setattr(ShapeSpeeds, "_arithmetic", lambda _self, _spec: 1)
     monkeypatch.setattr(trials.Trials, "_deviation_points", 0.5)
     return found
 
@@ -185,19 +188,35 @@ def worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 def _speeds(worker: Any, speeds: dict[tuple[float, float], float]) -> dict[float, dict[str, float]]:
     """Let `worker` know how fast shapes are, by (depth, heads), and return them by speed."""
     shapes = {speedup: {"depth": depth, "heads": heads} for (depth, heads), speedup in speeds.items()}
-    worker.__dict__["_predicted"] = list(shapes.items())
+    worker.speeds.predicted = list(shapes.items())
     known = {worker.space.spec(shape): speedup for speedup, shape in shapes.items()}
-    worker._speedup = {"usual": 6.0, **known}.__getitem__
+    worker.speeds.of = {"usual": 6.0, **known}.__getitem__
     return shapes
+
+
+def _tried(worker: Any, shape: dict[str, float], *, promised: float | None = None, **known: Any) -> None:
+    """Let `worker` know of a shape that was tried: trained if its drop is known, stopped, or being trained."""
+    state = TrialState.PRUNED if "behind" in known else TrialState.COMPLETE
+    state = state if "drop_points" in known or "behind" in known else TrialState.RUNNING
+    distributions: dict[str, BaseDistribution] = {name: IntDistribution(0, 2) for name in shape}
+    worker.study.add_trial(
+        create_trial(
+            state=state,
+            params=worker.space.indices(shape),
+            distributions=distributions,
+            value=1.0 if state == TrialState.COMPLETE else None,
+            user_attrs=known,
+            intermediate_values={} if promised is None else {2: promised},
+        )
+    )
 
 
 def test_of_texts_shapes_of_one_speed_the_one_that_keeps_the_most_of_every_part_is_next(worker: Any) -> None:
     shapes = _speeds(worker, {(0.25, 1.0): 8.0, (0.5, 0.5): 8.2, (1.0, 0.25): 7.9, (0.5, 1.0): 4.0})
 
-    worker._queue_shape_of_speed(8.0, 0.5)
-
-    (queued,) = worker.study.trials
-    assert queued.system_attrs["fixed_params"] == worker.space.indices(shapes[8.2])
+    assert worker.speeds.shape_about(8.0, 0.5, tried=set()) == shapes[8.2]
+    assert worker.speeds.shape_about(8.0, 0.5, tried={worker.space.spec(shapes[8.2])}) in (shapes[8.0], shapes[7.9])
+    assert worker.speeds.shape_about(5.0, 0.1, tried=set()) is None
 
 
 def test_workers_that_begin_together_spread_from_the_usual_student_on(worker: Any) -> None:
@@ -214,18 +233,10 @@ def test_what_another_worker_is_at_counts_as_missed_where_a_slower_shape_has_mis
     worker: Any, missed: bool
 ) -> None:
     shapes = _speeds(worker, {(1.0, 0.5): 4.0, (0.5, 1.0): 6.0, (0.5, 0.5): 7.2, (0.25, 0.25): 12.0})
-    distributions: dict[str, BaseDistribution] = {name: IntDistribution(0, 2) for name in ("depth", "heads")}
-    others = [(7.2, {"drop_points": 1.5})] if missed else []
-    for speedup, known in ((4.0, {"drop_points": 0.5}), *others, (12.0, None)):
-        at_work = {"state": TrialState.RUNNING} if known is None else {"value": 1.0}
-        worker.study.add_trial(
-            create_trial(
-                **at_work,
-                params=worker.space.indices(shapes[speedup]),
-                distributions=distributions,
-                user_attrs={"speedup": speedup, **(known or {})},
-            )
-        )
+    _tried(worker, shapes[4.0], speedup=4.0, drop_points=0.5)
+    if missed:
+        _tried(worker, shapes[7.2], speedup=7.2, drop_points=1.5)
+    _tried(worker, shapes[12.0], speedup=12.0)
 
     worker._queue_next()
 
@@ -238,18 +249,8 @@ def test_after_a_student_the_next_is_faster_or_slower_as_it_kept_the_budget(
     worker: Any, drop_points: float, wanted: float
 ) -> None:
     shapes = _speeds(worker, {(1.0, 0.5): 4.0, (0.5, 1.0): 6.0, (0.5, 0.5): 8.4, (0.25, 0.25): 12.0})
-    ended = worker.space.indices(shapes[6.0])
-    distributions: dict[str, BaseDistribution] = {name: IntDistribution(0, 2) for name in ended}
-    attributes = {"speedup": 6.0, "drop_points": drop_points}
-    original = create_trial(
-        params=worker.space.indices(worker.space.teacher),
-        distributions=distributions,
-        value=0.7,
-        user_attrs={"speedup": 2.3, "drop_points": 0.0},
-    )
-    worker.study.add_trials(
-        [original, create_trial(params=ended, distributions=distributions, value=1.0, user_attrs=attributes)]
-    )
+    _tried(worker, worker.space.teacher, speedup=2.3, drop_points=0.0)
+    _tried(worker, shapes[6.0], speedup=6.0, drop_points=drop_points)
 
     worker._queue_next()
 
@@ -272,7 +273,7 @@ def test_a_shape_that_successive_halving_would_stop_goes_on_only_if_it_may_be_th
 ) -> None:
     monkeypatch.setattr(trials.Trials, "_best", math.log(8))
     worker.study.set_user_attr("epochs", 18)
-    worker.reference, worker.deadline, worker.emit = 0.9, trials.Deadline(math.inf), lambda _event: None
+    worker.reference, worker.deadline, worker.emit = 0.9, trials.Deadline(math.inf), silent
     epochs: list[int] = []
 
     def portion(_stage: object, count: int, _done: int) -> SimpleNamespace:
@@ -303,26 +304,10 @@ def test_where_nothing_is_left_between_kept_and_missed_the_stopped_shape_of_most
     worker: Any,
 ) -> None:
     shapes = _speeds(worker, {(0.5, 1.0): 6.0, (0.5, 0.5): 6.3, (0.25, 0.5): 8.0, (0.25, 0.25): 12.0})
-    distributions: dict[str, BaseDistribution] = {name: IntDistribution(0, 2) for name in ("depth", "heads")}
-
-    def ended(speedup: float, **known: Any) -> None:
-        state = TrialState.PRUNED if "behind" in known else TrialState.COMPLETE
-        promised = {2: known.pop("promised")} if "promised" in known else {}
-        worker.study.add_trial(
-            create_trial(
-                state=state,
-                params=worker.space.indices(shapes[speedup]),
-                distributions=distributions,
-                value=1.0,
-                user_attrs={"speedup": speedup, **known},
-                intermediate_values=promised,
-            )
-        )
-
-    ended(6.0, drop_points=0.5)
-    ended(6.3, drop_points=1.5)
-    ended(8.0, drops_points=[4.0], behind=True, promised=0.9)
-    ended(12.0, drops_points=[4.0], behind=True, promised=0.7)
+    _tried(worker, shapes[6.0], speedup=6.0, drop_points=0.5)
+    _tried(worker, shapes[6.3], speedup=6.3, drop_points=1.5)
+    _tried(worker, shapes[8.0], speedup=8.0, drops_points=[4.0], behind=True, promised=0.9)
+    _tried(worker, shapes[12.0], speedup=12.0, drops_points=[4.0], behind=True, promised=0.7)
     for _ended in range(3):
         worker._queue_next()
 
@@ -334,7 +319,7 @@ def test_where_nothing_is_left_between_kept_and_missed_the_stopped_shape_of_most
 def test_a_student_is_trained_for_int8_where_there_is_time_for_three_epochs_of_twice_the_usual(
     worker: Any, left_s: float, qat: bool
 ) -> None:
-    worker._times = lambda spec: {ORIGINAL: 8.0, spec: 1.0}
+    worker.speeds.times_ms = lambda spec: {ORIGINAL: 8.0, spec: 1.0}
     worker._trained = lambda *_shape: (SimpleNamespace(path=Path("student"), key="x"), 10.0)
     worker._finished = lambda *_found: 1.0
     worker.deadline = SimpleNamespace(left_s=left_s)
@@ -356,9 +341,9 @@ def test_a_search_ends_with_a_report_and_goes_on_with_resume(
 ) -> None:
     space = space_of(make_plan(recipe).model)
     predicted = [(4.0, shape) for shape in space.even(100, seed=0) if shape != space.teacher]
-    monkeypatch.setattr(trials.Trials, "_predicted", predicted)  # as among many shapes
+    monkeypatch.setattr(ShapeSpeeds, "predicted", predicted)  # as among many shapes
     monkeypatch.setattr(
-        trials, "nearest", lambda shapes, *_wanted: [n for n, (_speedup, whole) in enumerate(shapes) if whole]
+        shape_speeds, "nearest", lambda shapes, *_wanted: [n for n, (_speedup, whole) in enumerate(shapes) if whole]
     )
     monkeypatch.setattr(trials, "settled", lambda *_points: True)
     monkeypatch.setattr(trials.Trials, "_best", -math.inf)  # so that any shape is fast enough
