@@ -179,7 +179,8 @@ def worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     found.study, found.network, found.budget = optuna.create_study(), "a text model", Budget(max_drop_points=1.0)
     found.settings, found.run = SearchSection(), SimpleNamespace(path=Path("worker"), cache=tmp_path)
     found.plan = SimpleNamespace(recipe=SimpleNamespace(seed=0), student=Decision("usual", ""))
-    found.speeds = ShapeSpeeds("images", found.network, "a CPU", found.space, cache=tmp_path, seed=0, emit=silent)
+    nothing: Any = None  # it measures nothing
+    found.speeds = ShapeSpeeds(nothing, found.network, nothing, found.space, cache=tmp_path, seed=0, emit=silent)
     monkeypatch.setattr(ShapeSpeeds, "_arithmetic", lambda _self, _spec: 1)
     monkeypatch.setattr(trials.Trials, "_deviation_points", 0.5)
     return found
