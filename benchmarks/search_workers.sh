@@ -17,7 +17,7 @@ write_demo_inputs(Path(sys.argv[1]), silent)
 PYTHON
 worker() { # STUDY NAME [more options]
   tlc search "$out/inputs/model.pt" --arch "$out/inputs/demo_network.py:digits_resnet" --data "$out/inputs/digits.npz" \
-    --input 1x24x24 --resize 24x24 --mean 0.3 --std 0.35 --channels gray --set train.batch_size=64 \
+    --input 1x20x20 --resize 20x20 --mean 0.3 --std 0.35 --channels gray --set train.batch_size=64 \
     --set train.augment.crop=pad --set train.augment.padding=2 --set train.augment.flip=false --max-drop 1 \
     --storage "$url" --study "$1-$seed" --worker "$2" -o "$out/$1" --seed "$seed" --time-limit "${minutes}min" --json \
     --quiet "${@:3}"

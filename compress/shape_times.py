@@ -35,6 +35,10 @@ TIMING = Timing(rounds=20, launches=2, seed=0)
 ORIGINAL = "original"
 _SESSION = 8
 """Shapes measured at once: each is a process with its model in memory, and lost when all is killed."""
+_NOISY_RATIO = 0.1
+"""A shape of a larger `noise_ratio`, whose two launches differ by a fifth, is measured again: others were at work."""
+_REPEATS = 2
+"""At most; a shape that stays noisy is kept with its `noise_ratio`, which widens the errors of the table."""
 _TIMES = "times.json"
 _SCRATCH = ".session-"
 _FORMAT = 2
@@ -144,7 +148,7 @@ def times_of(
                     own.mkdir()
                     files |= {(shape.name, form): file for form, file in _files(work, shape.build(), own, precision)}
                     emit(Progress("shapes built", number + 1, len(missing)))
-                known = _joined(known, _measured(files, feeds, runner, timing, emit))
+                known = _joined(known, _calm(files, feeds, runner, timing, emit))
             write_text(folder / _TIMES, known.model_dump_json(indent=1) + "\n")
         assert known is not None
         return known
@@ -172,6 +176,22 @@ def _files(work: AnyWork, network: Network, folder: Path, precision: Precision) 
         return [("", folder / "fp16.onnx")]
     deployed, _note = own.fused(plain, folder)
     return [("", deployed)]
+
+
+def _calm(
+    files: Mapping[tuple[str, str], Path], feeds: Sequence[Feeds], runner: Runner, timing: Timing, emit: Emit
+) -> ShapeTimes:
+    """Measure files in one session, and the noisy of them in others; of each shape the calmest session counts."""
+    found = _measured(files, feeds, runner, timing, emit)
+    for _repeat in range(_REPEATS):
+        noisy = {name for name, one in found.shapes.items() if one.noise_ratio > _NOISY_RATIO}
+        if not noisy:
+            break
+        again = {key: file for key, file in files.items() if key[0] in {ORIGINAL, *noisy}}
+        shapes = _measured(again, feeds, runner, timing, emit).shapes
+        calmer = {name: one for name, one in shapes.items() if one.noise_ratio < found.shapes[name].noise_ratio}
+        found = found.model_copy(update={"shapes": {**found.shapes, **calmer}})
+    return found
 
 
 def _measured(

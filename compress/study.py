@@ -1,5 +1,6 @@
 """The study that the workers of a search share: Optuna's, in a file or in a database."""
 
+import time
 import warnings
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartb
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from tlc.compress.recipe import Sampler
 from tlc.compress.space import Space
@@ -21,6 +22,9 @@ from tlc.runtime.search_report import SearchRecord, TrialRecord
 _HEARTBEAT_S = 20
 _GRACE_S = 90
 _RETRIES = 3
+_ATTEMPTS = 6
+"""To open a database whose tables other workers are making, with a pause of `_PAUSE_S` between two."""
+_PAUSE_S = 0.5
 _LARGEST_GRID = 10_000
 """Shapes; Optuna lists them all."""
 _STATUS: dict[TrialState, Literal["finished", "stopped", "failed", "running"]] = {
@@ -56,15 +60,7 @@ def open_storage(storage: str) -> BaseStorage:
         hint = "Write postgresql+psycopg://USER@HOST/DATABASE, mysql+pymysql://USER@HOST/DATABASE, or a file's name."
         raise UsageError("--storage is not the URL of a database.", hint=hint) from error
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return RDBStorage(
-                storage,
-                engine_kwargs={"pool_pre_ping": True},
-                heartbeat_interval=_HEARTBEAT_S,
-                grace_period=_GRACE_S,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=_RETRIES),
-            )
+        return _database(storage)
     except ImportError as error:
         hint = "Run: pip install 'tlc[postgresql]' for postgresql+psycopg://, 'tlc[mysql]' for mysql+pymysql://"
         raise UsageError(f"The driver of {shown} is not installed: {error}.", hint=hint) from error
@@ -73,6 +69,25 @@ def open_storage(storage: str) -> BaseStorage:
         raise TlcError(
             f"Cannot use {shown}: {reason}", hint="Is it running, and may this user create tables?"
         ) from error
+
+
+def _database(url: str, attempts: int = _ATTEMPTS) -> RDBStorage:
+    """Open it; where another worker was making its tables at the same time, once they are there."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return RDBStorage(
+                url,
+                engine_kwargs={"pool_pre_ping": True},
+                heartbeat_interval=_HEARTBEAT_S,
+                grace_period=_GRACE_S,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=_RETRIES),
+            )
+    except SQLAlchemyError as error:
+        if attempts == 1 or not (isinstance(error, IntegrityError) or "already exists" in str(error)):
+            raise
+    time.sleep(_PAUSE_S)
+    return _database(url, attempts - 1)
 
 
 def open_study(storage: str, name: str, *, space: Space, sampler: Sampler, seed: int, about: str) -> optuna.Study:

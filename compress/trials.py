@@ -307,22 +307,25 @@ class Trials:
         indices = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         return self.space.spec(self.space.chosen(indices)) if len(indices) == len(self.space.choices) else None
 
-    def _queue_again(self) -> None:
-        """Queue the shape of most promise again that was stopped as others promised more: they have ended."""
+    def _queue_again(self) -> bool:
+        """Queue the shape of most promise again that was stopped as others promised more; say if there was one."""
         known = self._others(None, *_QUEUED)
         again = {self._spec(one) for one in known if one.user_attrs.get("again")}
         stopped = [one for one in known if one.user_attrs.get("behind") and self._spec(one) not in again]
         if stopped:
             promised = max(stopped, key=lambda one: one.intermediate_values[max(one.intermediate_values)])
             self.study.enqueue_trial(promised.params, user_attrs={"again": True})
+        return bool(stopped)
 
     def _queue_next(self, *_ended: object) -> None:
         """Queue a shape between the fastest that keeps the budget and the slowest of the faster ones that miss it.
 
-        Where there is none, a shape that was stopped is trained on. What others are at counts as kept without a loss,
-        unless a slower one has missed, or no shape is faster: workers that choose one after the other spread out, and
-        faster shapes are trained sooner. Where another thing is wanted than speed, the first student alone is chosen
-        like this; samplers other than tpe are left alone, to be compared with.
+        Where there is none, a shape that was stopped is trained on, and then the others are tried that are about as
+        fast as the fastest that keeps it, or faster than can be expected of the best. What others are at counts as kept
+        without a loss, unless a slower one has missed, or no shape is faster: workers that choose one after the other
+        spread out, and faster shapes are trained sooner.
+        Where another thing is wanted than speed, the first student alone is chosen like this; samplers other than tpe
+        are left alone, to be compared with.
         """
         if self.settings.sampler != "tpe" or not self.speeds.predicted:
             return
@@ -352,26 +355,32 @@ class Trials:
                 missed.append(speedup)
         if not students:
             fastest = max(kept)[0]
-            self._queue_faster_than(fastest, self._first_speedup(fastest))
+            self._queue_about(self._first_speedup(fastest), over=fastest)
         elif self.budget.objective == "fastest":
             least = min((speedup for speedup in missed if speedup > max(kept)[0]), default=math.inf)
             hoped = [*kept, *((speedup, 0.0) for speedup in at_work if speedup < least)]
-            if not self._queue_between(hoped, missed) and not self._queue_between(kept, [*missed, *at_work]):
-                self._queue_again()
+            between = self._queue_between(hoped, missed) or self._queue_between(kept, [*missed, *at_work])
+            if not between and not self._queue_again():
+                fastest = max(kept)[0]
+                worth = math.exp(max(0.0, self._best))
+                self._queue_about(fastest, over=min(worth, fastest * math.exp(-NEAR_RATIO)))
 
     def _queue_between(self, kept: Sequence[tuple[float, float]], missed: Sequence[float]) -> bool:
         """Queue a shape between the fastest of `kept` (speed-up, drop in points) and `missed`; say if there was one."""
         fastest, drop_points = max(kept)
         stride = _LONG_STRIDE if settled(self.budget, drop_points, self._deviation_points) else _STRIDE
         wanted = next_speedup(fastest, missed, stride)
-        return wanted is not None and self._queue_faster_than(fastest, wanted)
+        return wanted is not None and self._queue_about(wanted, over=fastest)
 
-    def _queue_faster_than(self, fastest: float, wanted: float) -> bool:
-        """Queue a shape about `wanted` times as fast as the original, or as `--max-latency` needs; as the next."""
+    def _queue_about(self, wanted: float, *, over: float) -> bool:
+        """Queue a shape of more than `over` times the original's speed; say if there was one.
+
+        It is the one of most promise about `wanted` times as fast, or as fast as `--max-latency` needs.
+        """
         needed = self.speeds.original_ms / self.budget.max_latency_ms if self.budget.max_latency_ms else 1.0
         wanted = max(wanted, needed * (1 + NEAR_RATIO))
         tried = {self._spec(one) for one in self._others(None, *_QUEUED)}
-        shape = self.speeds.shape_about(wanted, math.log(wanted / fastest), tried)
+        shape = self.speeds.shape_about(wanted, math.log(wanted / over), tried)
         if shape is not None:
             self.study.enqueue_trial(self.space.indices(shape), skip_if_exists=True)
         return shape is not None

@@ -1,5 +1,6 @@
 """Times of shapes, and what a table fitted to them says of others."""
 
+import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -304,6 +305,31 @@ def test_launches_that_differ_are_noise(
     shapes = [shapes_of(work, model).shape("depth:2")]
     found = times_of(work, model, shapes, runner_of(work, folder), cache=tmp_path)
     assert found.shapes[shapes[0].name].noise_ratio == pytest.approx(0.05 / 1.05)
+
+
+def test_a_shape_whose_launches_differ_much_is_measured_again_until_they_do_not(
+    images: tuple[AnyWork, Model, Path], tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, model, folder = images
+    noisy, calm = shapes = [shapes_of(work, model).shape(spec) for spec in ("depth:0.3", "depth:2")]
+    factors = iter([1.5, 1.3, 1.0])
+    sessions: list[set[str]] = []
+
+    def busy(files: Mapping[str, tuple[Path, Any]], *settings: object) -> dict[str, list[Launch]]:
+        sessions.append(set(files))
+        first = clock.latencies(files, *settings)
+        clock.factor = next(factors)
+        again = clock.latencies({name: file for name, file in files.items() if noisy.name in name}, *settings)
+        clock.factor = 1.0
+        return {name: [*launches, *again.get(name, launches)] for name, launches in first.items()}
+
+    monkeypatch.setattr(shape_times, "latencies", busy)
+    found = times_of(work, model, shapes, runner_of(work, folder), cache=tmp_path)
+
+    alone = {"original", noisy.name, f"{noisy.name} -slow"}
+    assert sessions == [alone | {calm.name, f"{calm.name} -slow"}, alone, alone]
+    assert [found.shapes[shape.name].noise_ratio for shape in shapes] == [0, 0]
+    assert set(json.loads(next(tmp_path.glob("*/times.json")).read_text())["shapes"]) == {noisy.name, calm.name}
 
 
 def test_many_shapes_are_measured_in_several_sessions(

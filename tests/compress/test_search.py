@@ -2,12 +2,11 @@
 
 import json
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +18,8 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState, create_trial
 from postgres import running
+from study_worker import SPACE, work
+from tlc_process import PROCESSES
 
 from tiny import PREPROCESS, seeded_net, write_bars
 from tlc.calibration.cache import prepare
@@ -34,7 +35,7 @@ from tlc.compress.search_rules import may_be_best, merit, next_speedup, out_of_r
 from tlc.compress.shape_speeds import ShapeSpeeds
 from tlc.compress.shape_times import ORIGINAL
 from tlc.compress.space import Choice, Space, space_of
-from tlc.compress.study import open_study, record_of
+from tlc.compress.study import open_storage, open_study, record_of
 from tlc.compress.train import TrainSettings
 from tlc.compress.trials import most_epochs
 from tlc.runtime.budget import Budget
@@ -42,7 +43,6 @@ from tlc.runtime.errors import TlcError, UsageError
 
 TINY = Path(__file__).parents[1] / "support" / "tiny.py"
 WIDTHS = ((0.5, 1.0), (0.5, 1.0, 2.0), (0.5, 1.0, 2.0))
-SPACE = Space((Choice("depth.layer1", "depth", (1, 2, 3), 3), Choice("width", "width", (0.5, 1.0), 1.0)))
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,9 @@ def _speeds(worker: Any, speeds: dict[tuple[float, float], float]) -> dict[float
     return shapes
 
 
-def _tried(worker: Any, shape: dict[str, float], *, promised: float | None = None, **known: Any) -> None:
+def _tried(
+    worker: Any, shape: dict[str, float], *, worth: float = 1.0, promised: float | None = None, **known: Any
+) -> None:
     """Let `worker` know of a shape that was tried: trained if its drop is known, stopped, or being trained."""
     state = TrialState.PRUNED if "behind" in known else TrialState.COMPLETE
     state = state if "drop_points" in known or "behind" in known else TrialState.RUNNING
@@ -205,7 +207,7 @@ def _tried(worker: Any, shape: dict[str, float], *, promised: float | None = Non
             state=state,
             params=worker.space.indices(shape),
             distributions=distributions,
-            value=1.0 if state == TrialState.COMPLETE else None,
+            value=worth if state == TrialState.COMPLETE else None,
             user_attrs=known,
             intermediate_values={} if promised is None else {2: promised},
         )
@@ -301,19 +303,23 @@ def test_a_shape_that_successive_halving_would_stop_goes_on_only_if_it_may_be_th
     assert sum(epochs) == trained + 18  # nothing else is left to do
 
 
-def test_where_nothing_is_left_between_kept_and_missed_the_stopped_shape_of_most_promise_is_trained_on(
-    worker: Any,
+@pytest.mark.parametrize(("expected", "others"), [(6.0, [5.7]), (5.3, [5.7]), (5.0, [5.7, 5.2])])
+def test_where_nothing_is_left_between_kept_and_missed_stopped_shapes_are_trained_on_and_then_others_as_fast_tried(
+    worker: Any, expected: float, others: list[float]
 ) -> None:
-    shapes = _speeds(worker, {(0.5, 1.0): 6.0, (0.5, 0.5): 6.3, (0.25, 0.5): 8.0, (0.25, 0.25): 12.0})
-    _tried(worker, shapes[6.0], speedup=6.0, drop_points=0.5)
+    speeds = {(0.5, 1.0): 6.0, (0.5, 0.5): 6.3, (0.25, 0.5): 8.0, (0.25, 0.25): 12.0, (0.25, 1.0): 5.7, (1.0, 0.5): 5.2}
+    shapes = _speeds(worker, speeds)
+    _tried(worker, shapes[6.0], speedup=6.0, drop_points=0.5, worth=math.log(expected))
     _tried(worker, shapes[6.3], speedup=6.3, drop_points=1.5)
     _tried(worker, shapes[8.0], speedup=8.0, drops_points=[4.0], behind=True, promised=0.9)
     _tried(worker, shapes[12.0], speedup=12.0, drops_points=[4.0], behind=True, promised=0.7)
-    for _ended in range(3):
+    for _ended in range(5):
         worker._queue_next()
 
     queued = [(one.system_attrs["fixed_params"], one.user_attrs) for one in worker.study.trials[4:]]
-    assert queued == [(worker.space.indices(shapes[speedup]), {"again": True}) for speedup in (8.0, 12.0)]
+    again = {"again": True}
+    wanted = [(8.0, again), (12.0, again), *((speedup, {}) for speedup in others)]
+    assert queued == [(worker.space.indices(shapes[speedup]), known) for speedup, known in wanted]
 
 
 @pytest.mark.parametrize(("left_s", "qat"), [(59, False), (61, True)])
@@ -384,6 +390,7 @@ def test_a_search_ends_with_a_report_and_goes_on_with_resume(
     assert resumed.measurements[0].accuracy == report.measurements[0].accuracy
 
 
+@pytest.mark.slow
 def test_workers_share_a_study_and_the_best_networks_are_compared(recipe: Recipe, tmp_path: Path) -> None:
     with running(tmp_path / "postgres") as url:
         for worker, trials in (("first", 2), ("second", 1)):
@@ -404,38 +411,38 @@ def test_workers_share_a_study_and_the_best_networks_are_compared(recipe: Recipe
     }
 
 
-WORKER = """
-import sys, time
-from tlc.compress import study
-from tlc.compress.space import Choice, Space
-space = Space((Choice("depth.layer1", "depth", (1, 2, 3), 3), Choice("width", "width", (0.5, 1.0), 1.0)))
-study._HEARTBEAT_S, study._GRACE_S = 1, 3
-def tried(trial):
-    value = sum(trial.suggest_int(choice.name, 0, len(choice.values) - 1) for choice in space.choices)
-    print(trial.number, flush=True)
-    time.sleep(float(sys.argv[3]))
-    return value
-opened = study.open_study(sys.argv[1], "killed", space=space, sampler="random", seed=int(sys.argv[2]), about="x")
-opened.optimize(tried, n_trials=int(sys.argv[4]))
-"""
+def test_workers_that_begin_together_in_an_empty_database_all_find_its_tables(tmp_path: Path) -> None:
+    together = threading.Barrier(6)
+
+    def opened(_worker: int) -> object:
+        together.wait()
+        return open_storage(f"sqlite:///{tmp_path / 'study.db'}")
+
+    with ThreadPoolExecutor(6) as workers:
+        assert all(workers.map(opened, range(6)))
 
 
 def test_a_killed_worker_loses_its_own_trial_alone_and_another_takes_that_up(tmp_path: Path) -> None:
-    def worker(url: str, seed: int, trial_s: float, trials: int) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", WORKER, url, str(seed), str(trial_s), str(trials)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    begun, sender = PROCESSES.Pipe(duplex=False)
+
+    def worker(url: str, seed: int, trial_s: float, trials: int) -> ForkServerProcess:
+        process = PROCESSES.Process(target=work, args=(url, seed, trial_s, trials, sender), daemon=True)
+        process.start()
+        return process
 
     with running(tmp_path / "postgres") as url:
         killed = worker(url, 0, 600, 1)
-        assert killed.stdout
-        number = int(killed.stdout.readline())
+        assert begun.poll(120)
+        number = begun.recv()
         pair = [worker(url, seed, 0.2, 4) for seed in (1, 2)]
-        assert [one.wait() for one in pair] == [0, 0]
-        killed.send_signal(signal.SIGKILL)
-        killed.wait()
+        for one in pair:
+            one.join()
+        killed.kill()
+        killed.join()
         time.sleep(4)
-        assert worker(url, 3, 0.2, 3).wait() == 0
+        last = worker(url, 3, 0.2, 3)
+        last.join()
+        assert [one.exitcode for one in (*pair, last)] == [0, 0, 0]
         trials = optuna.load_study(study_name="killed", storage=url).trials
 
     states = [one.state for one in trials]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from tlc.cli.main import main
 
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(
+PROCESSES = multiprocessing.get_context("forkserver")
+"""Starts processes that have torch and tlc imported; its own start takes some ten seconds."""
+PROCESSES.set_forkserver_preload(
     ["tlc_process", "tlc.compress.pipeline", "tlc.compress.text_work", "timm", "torch.onnx._internal.exporter._core"]
 )
 
@@ -20,7 +21,7 @@ def run_tlc(arguments: Sequence[str], folder: Path, environment: Mapping[str, st
     """Return what `tlc ARGUMENTS` does in `folder` with this environment and no input."""
     with tempfile.TemporaryDirectory() as written:
         streams = (os.devnull, f"{written}/stdout", f"{written}/stderr")
-        process = _PROCESSES.Process(target=_tlc, args=(list(arguments), folder, dict(environment), streams))
+        process = PROCESSES.Process(target=_tlc, args=(list(arguments), folder, dict(environment), streams))
         process.start()
         process.join()
         out, err = (Path(stream).read_text(encoding="utf-8", errors="replace") for stream in streams[1:])
