@@ -4,6 +4,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,7 @@ def exported_by_torch(
 
     inputs: examples by name, in the order of the module's arguments. dynamic: of each, torch.export.Dim by dimension.
     """
+    _read_operators_once()
     try:
         with quiet():
             program = torch.onnx.export(
@@ -193,6 +195,16 @@ def exported_by_torch(
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     return model
+
+
+@cache
+def _read_operators_once() -> None:
+    """Let torch's exporter read its table of operators once a process, not once a network: it takes a second."""
+    with contextlib.suppress(ImportError, AttributeError):  # a release of torch that has it elsewhere
+        from torch.onnx._internal.exporter import _registration
+
+        exporter: Any = _registration
+        exporter.onnxscript_apis.get_torchlib_ops = cache(exporter.onnxscript_apis.get_torchlib_ops)
 
 
 def _require_dynamic_batch(model: onnx.ModelProto, name: str) -> None:

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -99,6 +100,18 @@ def test_exporting_leaves_mode_and_weights_of_the_module_alone(tmp_path: Path) -
     onnx_from_torch(module, (3, 16, 16), tmp_path / "m.onnx", opset=17)
     assert [part.training for part in module] == [True, False, True, True, True, True, True]
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_the_exporter_reads_its_table_of_operators_once(tmp_path: Path) -> None:
+    from torch.onnx._internal.exporter import _registration
+
+    for name in ("first.onnx", "second.onnx"):
+        onnx_from_torch(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), (1, 8, 8), tmp_path / name, opset=18)
+
+    exporter: Any = _registration
+    read = exporter.onnxscript_apis.get_torchlib_ops.cache_info()
+    assert read.misses == 1
+    assert read.hits >= 1
 
 
 def test_the_file_names_no_path_of_this_machine(tmp_path: Path) -> None:
