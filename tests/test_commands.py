@@ -10,19 +10,26 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
 import torchvision
+from click.testing import CliRunner
 from native_build import built, ort_library
 from PIL import Image
 from sshd import running
 from tiny_text import write_reviews, write_tiny
 from tlc_process import run_tlc
 
+from tlc.cli.main import main
+
 REPOSITORY = Path(__file__).resolve().parent.parent
-PAGES = [page for page in sorted((REPOSITORY / "docs").glob("*.md")) if page.name != "compress.md"]
+COMPRESS = REPOSITORY / "docs" / "compress.md"
+PAGES = [page for page in sorted((REPOSITORY / "docs").glob("*.md")) if page != COMPRESS]
 PAGES.append(REPOSITORY / "README.md")
+SLOW = ("bench", "budget", "bundle", "compare", "data", "gate", "rank", "sensitivity", "steps", "texts")
+"""Pages whose commands take more than twenty seconds together."""
 NO_DEVICE = re.compile(r"^error: (no working TensorRT|TensorRT .* is here but no NVIDIA GPU|TensorRT is not )")
 ON_DEVICE = re.compile(r"^tlc (deploy|.* --device) ")
 SHELL = re.compile(r"[|&;<>$*?`]")
@@ -104,7 +111,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_reviews(folder / "reviews.csv", count=120)
     rng = np.random.default_rng(0)
     np.savez(folder / "pictures.npz", x=rng.integers(0, 256, (1800, 32, 32, 3), np.uint8), y=np.arange(1800) % 2)
-    for kind, text in blocks(REPOSITORY / "docs" / "compress.md"):
+    for kind, text in blocks(COMPRESS):
         run(kind, text, folder)
     return folder
 
@@ -123,7 +130,13 @@ def test_the_page_on_compressing_ends_with_what_it_lists(folder: Path) -> None:
     assert listed <= {file.name for file in (folder / "run").iterdir()}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=str(page.relative_to(REPOSITORY)), marks=[pytest.mark.slow] if page.stem in SLOW else [])
+        for page in PAGES
+    ],
+)
 def test_every_command_of_the_page_runs(page: Path, folder: Path, request: pytest.FixtureRequest) -> None:
     commands = [(kind, text) for kind, text in blocks(page) if not text.startswith("make ")]
 
@@ -132,23 +145,41 @@ def test_every_command_of_the_page_runs(page: Path, folder: Path, request: pytes
         run(kind, text, folder, **config)
 
 
-def test_every_command_of_tlc_is_on_a_page_and_ends_its_help_with_an_example() -> None:
-    from tlc.cli.main import main
+def _leaves(group: click.Group) -> Iterator[click.Command]:
+    for command in group.commands.values():
+        yield from _leaves(command) if isinstance(command, click.Group) else [command]
 
-    pages = "\n".join(
-        page.read_text(encoding="utf-8")
-        for page in [*PAGES, *REPOSITORY.glob("docs/compress.md"), REPOSITORY / "README.md"]
-    )
+
+def test_tlc_takes_every_command_of_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    for leaf in _leaves(main):
+        monkeypatch.setattr(leaf, "callback", lambda **_options: None)
+    commands = [text for page in [*PAGES, COMPRESS] for _kind, text in blocks(page) if text.startswith("tlc ")]
+    assert len(commands) > 100
+
+    for command in commands:
+        lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        words = list(lexer)
+        ends = [number for number, word in enumerate(words) if set(word) <= set("|&;<>")]
+        taken = CliRunner().invoke(main, words[1 : ends[0] if ends else None])
+        assert taken.exit_code == 0, f"{command}\n{taken.output}"
+
+
+def test_every_command_of_tlc_is_on_a_page_and_ends_its_help_with_an_example() -> None:
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in [*PAGES, COMPRESS])
     for name, command in main.commands.items():
         assert f"tlc {name}" in pages, name
         assert re.search(r"Examples?:", command.help or ""), name
 
 
-def test_the_examples_run(folder: Path, tmp_path: Path) -> None:
-    examples = REPOSITORY / "examples"
-    shutil.copyfile(examples / "tlc.toml", folder / "example.toml")
+def test_the_example_of_a_recipe_runs(folder: Path) -> None:
+    shutil.copyfile(REPOSITORY / "examples" / "tlc.toml", folder / "example.toml")
 
-    run("console", f"{sys.executable} {examples / 'compress_digits.py'} {tmp_path / 'digits'}", tmp_path)
     run("console", "tlc compress --recipe example.toml --out from-example --dry-run", folder)
+
+
+@pytest.mark.slow
+def test_the_example_in_python_runs(tmp_path: Path) -> None:
+    run("console", f"{sys.executable} {REPOSITORY / 'examples/compress_digits.py'} {tmp_path / 'digits'}", tmp_path)
 
     assert (tmp_path / "digits" / "run" / "model.onnx").exists()

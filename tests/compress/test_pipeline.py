@@ -192,7 +192,16 @@ class _KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("stage", ["student", "export-student", "prune", "quantize-pruned", "measure"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "student",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("export-student", "prune", "quantize-pruned", "measure")
+        ),
+    ],
+)
 def test_a_run_that_dies_in_a_stage_ends_with_the_same_files(
     inputs: Path, finished: tuple[Path, Report], tmp_path: Path, stage: str
 ) -> None:

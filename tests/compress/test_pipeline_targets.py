@@ -165,7 +165,7 @@ def test_openvino_measures_every_file_and_shows_that_int8_ran(inputs: Path, tmp_
     assert set(rows["original"].layers.layers) == {"f32"}
 
 
-@pytest.mark.parametrize("version", ["10.3.0", "10.13.3.9"])
+@pytest.mark.parametrize("version", [pytest.param("10.3.0", marks=pytest.mark.slow), "10.13.3.9"])
 def test_where_tensorrt_is_here_every_file_is_built_and_measured_in_it(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:

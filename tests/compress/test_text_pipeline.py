@@ -130,6 +130,7 @@ def test_the_report_shows_lengths_and_scores_of_texts(report: Report, folder: Pa
     assert "Latency of other inputs" in (folder / "run" / "report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "write", "score"),
     [("token-classification", write_entities, "entity_f1"), ("question-answering", write_questions, "answer_f1")],
@@ -148,6 +149,7 @@ def test_other_heads_are_quantised_and_scored(
     write_report(report, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_training_with_rounding_is_a_row_of_its_own(folder: Path, tmp_path: Path) -> None:
     values = {
         "model.path": folder / "model",

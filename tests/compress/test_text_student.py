@@ -398,6 +398,7 @@ def test_share_that_keeps_all_changes_nothing() -> None:
 
 
 @pytest.mark.assets
+@pytest.mark.slow
 def test_half_of_a_real_network_answers_nearly_as_all_of_it(assets: Path) -> None:
     folder = assets / "movie-sentiment"
     teacher = load_text_model(folder / "model")

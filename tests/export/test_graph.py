@@ -29,7 +29,9 @@ def ones(*shape: int) -> np.ndarray:
     return np.ones(shape, np.float32)
 
 
-@pytest.mark.parametrize(("name", "gmacs"), [("resnet18", 1.814), ("mobilenet_v2", 0.301)])
+@pytest.mark.parametrize(
+    ("name", "gmacs"), [("resnet18", 1.814), pytest.param("mobilenet_v2", 0.301, marks=pytest.mark.slow)]
+)
 def test_macs_agree_with_those_that_torchvision_publishes(tmp_path: Path, name: str, gmacs: float) -> None:
     onnx_from_torch(models.get_model(name), (3, 224, 224), tmp_path / "m.onnx", opset=18)
     assert graph_stats(tmp_path / "m.onnx").macs / 1e9 == pytest.approx(gmacs, abs=0.001)

@@ -6,8 +6,8 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from tiny_text import FAMILIES, TASKS
-from tiny_text_onnx import MAX_LENGTH, PLAIN, TYPED, OwnAttention, ort_logits, tiny_onnx, token_batch
+from tiny_text import TASKS
+from tiny_text_onnx import MAX_LENGTH, PLAIN, TYPED, OwnAttention, assert_same, ort_logits, tiny_onnx, token_batch
 from torch import Tensor, nn
 
 from tlc.export.first_token import run_on_first_token
@@ -15,30 +15,10 @@ from tlc.export.text_onnx import text_onnx_from_torch
 from tlc.export.transformer import FusionRecord, fuse_for_onnxruntime
 from tlc.runtime.errors import TlcError
 
-FUSED_ATTENTION = {"bert": 2, "minilm": 3, "distilbert": 2, "roberta": 2, "electra": 2, "albert": 2}
-"""Layers whose attention has nothing between the linear layers and the products."""
-
 
 def fused(source: Path, out: Path) -> tuple[FusionRecord, Counter[str]]:
     record = fuse_for_onnxruntime(source, out, max_length=MAX_LENGTH)
     return record, Counter(node.op_type for node in onnx.load(out).graph.node)
-
-
-def assert_same(first: Path, second: Path, inputs: tuple[str, ...], *, per_token: bool = False) -> None:
-    for count, length in ((1, 2), (1, 13), (4, MAX_LENGTH)):
-        feeds = token_batch(count, length, inputs)
-        counted = feeds["attention_mask"] == 1 if per_token else slice(None)
-        np.testing.assert_allclose(ort_logits(second, feeds)[counted], ort_logits(first, feeds)[counted], atol=2e-5)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_gives_the_same_logits_fused(tmp_path: Path, family: str) -> None:
-    source, out = tiny_onnx(family).path, tmp_path / "fused.onnx"
-    record, ops = fused(source, out)
-    assert_same(source, out, PLAIN)
-    assert record.attention == FUSED_ATTENTION.get(family, 0)
-    assert ops["Attention"] + ops["MultiHeadAttention"] == record.attention
-    assert record.first_token
 
 
 @pytest.mark.parametrize("task", TASKS[1:])

@@ -78,6 +78,7 @@ def test_the_cifar_network(tlc_run: Path, assets: Path, tmp_path: Path) -> None:
     assert 0.85 < report["top1"] < 0.93  # 0.8928 on all 10,000
 
 
+@pytest.mark.slow
 def test_the_classifier_of_reviews(tlc_run: Path, assets: Path, tmp_path: Path) -> None:
     folder = assets / "movie-sentiment"
     model = load_text_model(folder / "model", max_length=64)

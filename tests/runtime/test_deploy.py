@@ -4,8 +4,7 @@ import os
 import platform
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from deployments import calls, compiled_double, write_bundle, write_double
 from sshd import HOST, Sshd, running
+from waiting import WAIT_S, until
 
 from tlc.runtime import deploy_visit
 from tlc.runtime.deploy import deploy
@@ -25,7 +25,6 @@ from tlc.runtime.device_lock import DeviceLock
 from tlc.runtime.remote import Dropped, Remote
 
 CACHE = ".cache/tlc"
-WAIT_S = 20
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +64,7 @@ class Run(threading.Thread):
                 self._order,
                 say=self.said.append,
                 cancelled=self.cancelled,
-                connect=partial(Remote, config=self._server.config, connect_timeout_s=2),
+                connect=partial(Remote, config=self._server.config, connect_timeout_s=20),
                 pauses_s=(0.1, 0.2, 0.5, 1, 1),
             )
         except Cancelled:
@@ -80,14 +79,6 @@ class Run(threading.Thread):
 
 def deployed(server: Sshd, order: Order) -> DeviceReport:
     return Run(server, order).done()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that is about to happen."""
-    end_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end_s
-        time.sleep(0.02)
 
 
 def step_pid(server: Sshd, name: str) -> int:

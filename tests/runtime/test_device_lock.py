@@ -3,11 +3,12 @@
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from sshd import HOST, Sshd, running
+from waiting import until
 
 from tlc.runtime.device_job import Job, script, start, stop
 from tlc.runtime.device_lock import DeviceLock, lock_clocks, restore_settings
@@ -41,13 +42,6 @@ def sysfs(tmp_path: Path) -> Path:
     governor.parent.mkdir(parents=True)
     governor.write_text("schedutil\n")
     return tmp_path / "sys"
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end_s
-        time.sleep(0.02)
 
 
 def lock(remote: Remote, base: str, run: str = "one", what: str = "tiny 0123") -> DeviceLock:

@@ -1,27 +1,19 @@
 """`tlc.runtime.fleet`: the file, and several hosts in network namespaces of their own."""
 
 import threading
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 from deployments import calls, compiled_double, write_bundle, write_double
 from hosts import hosts
+from waiting import WAIT_S, until
 
 from tlc.runtime.deploy_order import Order
 from tlc.runtime.deploy_report import DeviceReport
 from tlc.runtime.errors import UsageError
 from tlc.runtime.fleet import FleetDevice, Member, deploy_all, read_fleet
 from tlc.runtime.remote import Remote
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end_s
-        time.sleep(0.02)
 
 
 def fleet(tmp_path: Path, text: str) -> Path:
@@ -94,7 +86,7 @@ def test_three_hosts_are_served_at_once_and_one_that_fails_stops_no_other(tmp_pa
         until(lambda: {("one", "bench: bench: working"), ("two", "bench: bench: working")} <= set(under_way.said))
         for host in found.values():
             (host.home / "hold-bench").unlink()
-        under_way.join(60)
+        under_way.join(WAIT_S)
 
     assert [report.host for report in under_way.reports] == names
     assert [report.status for report in under_way.reports] == ["ok", "ok", "failed"]
@@ -114,7 +106,7 @@ def test_a_host_whose_cable_is_pulled_comes_back_to_a_step_that_went_on(tmp_path
         (host.home / "hold-bench").unlink()  # it ends there while nobody is connected
         until(lambda: any("trying again" in line for _, line in under_way.said))  # ssh notices after 15 s
         host.plug_in()
-        under_way.join(60)
+        under_way.join(WAIT_S)
 
     assert [report.status for report in under_way.reports] == ["ok"]
     assert calls(host.home) == ["info", "check", "bench", "info"]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tlc.compress.hf_text import TextLogits
 from tlc.export.onnx import OnnxExport
 from tlc.export.text_onnx import text_onnx_from_torch
-from tlc.export.transformer import fuse_for_onnxruntime
+from tlc.export.transformer import FusionRecord, fuse_for_onnxruntime
 
 MAX_LENGTH = 48
 PLAIN = ("input_ids", "attention_mask")
@@ -42,12 +42,11 @@ def tiny_onnx(family: str, task: str = "sequence-classification", inputs: tuple[
 
 
 @cache
-def tiny_fused(family: str, task: str = "sequence-classification", inputs: tuple[str, ...] = PLAIN) -> Path:
+def tiny_fused(family: str, task: str = "sequence-classification") -> tuple[FusionRecord, Path]:
     """Fuse `tiny_onnx`, once per test process."""
-    source = tiny_onnx(family, task, inputs).path
+    source = tiny_onnx(family, task).path
     out = source.with_suffix(".fused.onnx")
-    fuse_for_onnxruntime(source, out, max_length=MAX_LENGTH)
-    return out
+    return fuse_for_onnxruntime(source, out, max_length=MAX_LENGTH), out
 
 
 @cache
@@ -98,6 +97,20 @@ def ort_logits(path: Path, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
     """Run an ONNX file in ONNX Runtime."""
     (logits,) = _session(path, path.stat().st_mtime_ns).run(["logits"], dict(feeds))
     return np.asarray(logits)
+
+
+def assert_same(first: Path, second: Path, inputs: tuple[str, ...], *, per_token: bool = False) -> None:
+    """Fail where two files answer differently, but for the rounding of float32."""
+    for count, length in ((1, 2), (1, 13), (4, MAX_LENGTH)):
+        feeds = token_batch(count, length, inputs)
+        counted = feeds["attention_mask"] == 1 if per_token else slice(None)
+        np.testing.assert_allclose(ort_logits(second, feeds)[counted], ort_logits(first, feeds)[counted], atol=2e-5)
+
+
+def signal_to_noise_db(found: np.ndarray, expected: np.ndarray) -> float:
+    """Return how far `found` is from `expected`, in decibels."""
+    centred = expected - expected.mean()
+    return float(10 * np.log10((centred**2).sum() / ((found - expected) ** 2).sum()))
 
 
 @lru_cache(maxsize=4)
