@@ -53,6 +53,10 @@ CREATE TABLE metrics (
 CREATE INDEX metrics_by_series ON metrics (model, setting, metric);
 CREATE INDEX metrics_by_run ON metrics (run);
 """
+_IDENTITY = """
+SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)
+FROM pragma_application_id, pragma_user_version
+"""  # one statement: between two, another process may make the file
 _RUNS = "SELECT id AS run, time_utc, kind, label, outcome, warnings, machine, tlc_version, models FROM runs"
 _ROWS = """
 SELECT runs.id AS run, time_utc, kind, label, outcome, warnings, machine, tlc_version,
@@ -260,9 +264,7 @@ class History:
 
     def _checked_version(self) -> int:
         """Return the file's schema version, 0 for an empty file. Raises TlcError where it is not for this tlc."""
-        (application,) = self._database.execute("PRAGMA application_id").fetchone()
-        (version,) = self._database.execute("PRAGMA user_version").fetchone()
-        (tables,) = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        application, version, tables = self._database.execute(_IDENTITY).fetchone()
         if application == _APPLICATION_ID and version > SCHEMA_VERSION:
             raise TlcError(
                 f"{self.path} has schema version {version}, and this tlc reads up to {SCHEMA_VERSION}",

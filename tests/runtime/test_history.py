@@ -168,6 +168,27 @@ def test_a_file_of_another_program_is_refused(path: Path) -> None:
         History(path)
 
 
+@pytest.mark.parametrize("before", range(5))
+def test_a_file_that_another_process_makes_while_it_is_looked_at_is_a_history(
+    path: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    connect = sqlite3.connect
+
+    class Interrupted(sqlite3.Connection):
+        statements = 0
+
+        def execute(self, *statement: Any) -> sqlite3.Cursor:
+            if self.statements == before and not self.in_transaction:
+                monkeypatch.setattr(sqlite3, "connect", connect)
+                History(path).close()
+            self.statements += 1
+            return super().execute(*statement)
+
+    monkeypatch.setattr(sqlite3, "connect", lambda *given, **options: connect(*given, factory=Interrupted, **options))
+    with History(path) as history:
+        assert history.append(bench_json()) == 1
+
+
 def test_a_history_of_a_newer_tlc_is_refused(path: Path) -> None:
     History(path).close()
     with sqlite3.connect(path) as database:
