@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tlc.runtime.errors import TlcError
@@ -18,6 +18,12 @@ def alone(folder: Path) -> Iterator[None]:
     with (folder / _LOCK).open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+def wait_for(folder: Path) -> None:
+    """Wait until no other process works in `folder`; one that is not there any more needs no waiting."""
+    with suppress(FileNotFoundError), (folder / _LOCK).open("r+") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 @contextmanager

@@ -5,10 +5,12 @@ kept is a ratio to it, which holds from one session of a machine to the next whe
 this beside other work, so the fastest runs are compared: a p50 is that of a machine with nothing else to do.
 """
 
+import json
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tlc.compress.events import Emit, Progress, silent
-from tlc.compress.lock import alone
+from tlc.compress.lock import alone, hold, wait_for
 from tlc.compress.measure import Precision, Timing, latencies
 from tlc.compress.plan import Network
 from tlc.compress.quantize import worth_quantizing
@@ -33,14 +35,15 @@ from tlc.runtime.errors import TlcError
 TIMING = Timing(rounds=20, launches=2, seed=0)
 """Of a session; what two launches differ by is the noise."""
 ORIGINAL = "original"
-_SESSION = 8
-"""Shapes measured at once: each is a process with its model in memory, and lost when all is killed."""
+_SESSION = 4
+"""Shapes that a process builds and then measures at once: they are lost when it is killed, and nobody else's."""
 _NOISY_RATIO = 0.1
 """A shape of a larger `noise_ratio`, whose two launches differ by a fifth, is measured again: others were at work."""
 _REPEATS = 2
 """At most; a shape that stays noisy is kept with its `noise_ratio`, which widens the errors of the table."""
 _TIMES = "times.json"
 _SCRATCH = ".session-"
+_CLAIM = "shapes.json"
 _FORMAT = 2
 
 
@@ -114,10 +117,11 @@ def times_of(
         shapes: of `tlc.compress.shapes`.
         runner: of this machine.
         cache: folder that remembers; what counts is the model's shape, not its weights, the inputs' sizes, the target,
-            the machine and what the times are of. Processes that share it measure one after the other.
+            the machine and what the times are of. Processes that share it divide the shapes among them, and measure one
+            after the other.
         precision: of the files: float32, float16, or INT8 with ranges from a few samples (float16 or float32 where no
             layer gains from INT8). Of several INT8 files the fastest counts.
-        timing: of each session of 8 shapes or fewer.
+        timing: of each session of 4 shapes or fewer.
         emit: is told what is made and measured.
 
     Raises:
@@ -131,27 +135,57 @@ def times_of(
         )
     feeds = work.for_network(model).timing_feeds()
     folder = cache / f"shapes-{_key(model, feeds, runner, precision, timing)[:16]}"
-    with alone(folder):
-        known = _read(folder / _TIMES)
-        missing = [shape for shape in shapes if known is None or shape.name not in known.shapes]
-        missing = list({shape.name: shape for shape in missing}.values())
-        if known is not None and not missing:
-            return known
-        for leftover in folder.glob(f"{_SCRATCH}*"):  # of a run that was killed
-            shutil.rmtree(leftover)
-        original = _original(work, model, folder / ORIGINAL)
-        for start in range(0, max(1, len(missing)), _SESSION):
-            with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
-                files = {(ORIGINAL, ""): original}
-                for number, shape in enumerate(missing[start : start + _SESSION], start):
-                    own = Path(scratch) / str(number)
-                    own.mkdir()
-                    files |= {(shape.name, form): file for form, file in _files(work, shape.build(), own, precision)}
-                    emit(Progress("shapes built", number + 1, len(missing)))
-                known = _joined(known, _calm(files, feeds, runner, timing, emit))
-            write_text(folder / _TIMES, known.model_dump_json(indent=1) + "\n")
-        assert known is not None
-        return known
+    wanted = {shape.name: shape for shape in shapes}
+    while True:
+        with ExitStack() as session:
+            with alone(folder):
+                known = _read(folder / _TIMES)
+                missing = [shape for name, shape in wanted.items() if known is None or name not in known.shapes]
+                if known is not None and not missing:
+                    return known
+                original = _original(work, model, folder / ORIGINAL)
+                at_work = _at_work(folder)
+                others = {name for names in at_work.values() for name in names}
+                own = [shape for shape in missing if shape.name not in others][:_SESSION]
+                if own or not missing:
+                    scratch = session.enter_context(_claimed(folder, [shape.name for shape in own]))
+            if missing and not own:
+                wait_for(next(iter(at_work)))
+                continue
+            files = {(ORIGINAL, ""): original}
+            for number, shape in enumerate(own):
+                place = scratch / str(number)
+                place.mkdir()
+                files |= {(shape.name, form): file for form, file in _files(work, shape.build(), place, precision)}
+                emit(Progress("shapes built", len(wanted) - len(missing) + number + 1, len(wanted)))
+            with alone(folder):
+                found = _joined(_read(folder / _TIMES), _calm(files, feeds, runner, timing, emit))
+                write_text(folder / _TIMES, found.model_dump_json(indent=1) + "\n")
+
+
+@contextmanager
+def _claimed(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Make a folder in `folder` for the files of shapes of these names, for as long as this process is at them."""
+    scratch = Path(tempfile.mkdtemp(dir=folder, prefix=_SCRATCH))
+    with hold(scratch):
+        write_text(scratch / _CLAIM, json.dumps(list(names)))
+        try:
+            yield scratch
+        finally:
+            with alone(folder):
+                shutil.rmtree(scratch)
+
+
+def _at_work(folder: Path) -> dict[Path, list[str]]:
+    """Return which shapes other processes are at, by their folders; what killed ones left is removed."""
+    found = {}
+    for scratch in folder.glob(f"{_SCRATCH}*"):
+        try:
+            with hold(scratch):
+                shutil.rmtree(scratch)
+        except TlcError:
+            found[scratch] = json.loads((scratch / _CLAIM).read_text())
+    return found
 
 
 def _original(work: AnyWork, model: Network, folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """Times of shapes, and what a table fitted to them says of others."""
 
 import json
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -248,7 +249,7 @@ def test_shapes_are_measured_once(images: tuple[AnyWork, Model, Path], tmp_path:
     assert sorted(path.name for path in kept.iterdir()) == [".lock", "original", "times.json"]
 
 
-def test_workers_that_share_a_cache_measure_one_after_the_other(
+def test_a_shape_that_another_worker_is_at_is_waited_for(
     images: tuple[AnyWork, Model, Path], tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work, model, folder = images
@@ -265,6 +266,59 @@ def test_workers_that_share_a_cache_measure_one_after_the_other(
     assert clock.sessions == [3]
 
 
+def test_workers_that_share_a_cache_build_at_once_and_measure_one_after_the_other(
+    images: tuple[AnyWork, Model, Path], tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, model, folder = images
+    runner = runner_of(work, folder)
+    both_build, measuring = threading.Barrier(2, timeout=60), threading.Lock()
+
+    def files(built: AnyWork, network: Model, place: Path, precision: str) -> list[tuple[str, Path]]:
+        if precision != "fp32" and place.name == "0":
+            both_build.wait()
+        return clock.files(built, network, place, precision)
+
+    def latencies(*given: Any) -> dict[str, list[Launch]]:
+        assert measuring.acquire(blocking=False)
+        time.sleep(0.1)
+        measuring.release()
+        return clock.latencies(*given)
+
+    monkeypatch.setattr(shape_times, "_SESSION", 2)
+    monkeypatch.setattr(shape_times, "_files", files)
+    monkeypatch.setattr(shape_times, "latencies", latencies)
+    specs = ["", "depth:2", "depth:0.3"]
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(measure_shapes, work, model, specs, runner, cache=tmp_path) for _ in range(2)]
+    expected = {"original": 5, "": 5, "depth:2": 4, "depth:0.3": 3}
+    assert [one.result() for one in both] == [pytest.approx(expected)] * 2
+    assert sorted(clock.sessions) == [3, 5]
+
+
+def test_what_a_worker_was_at_when_it_failed_is_taken_up_by_another(
+    images: tuple[AnyWork, Model, Path], tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, model, folder = images
+    runner = runner_of(work, folder)
+    begun = threading.Event()
+
+    def fails_once(built: AnyWork, network: Model, place: Path, precision: str) -> list[tuple[str, Path]]:
+        if precision != "fp32" and not begun.is_set():
+            begun.set()
+            time.sleep(0.3)
+            raise TlcError("No memory is left.")
+        return clock.files(built, network, place, precision)
+
+    monkeypatch.setattr(shape_times, "_files", fails_once)
+    with ThreadPoolExecutor(2) as pool:
+        failed = pool.submit(measure_shapes, work, model, ["depth:2"], runner, cache=tmp_path)
+        assert begun.wait(60)
+        other = pool.submit(measure_shapes, work, model, ["depth:2"], runner, cache=tmp_path)
+    assert other.result() == pytest.approx({"original": 5, "depth:2": 4})
+    with pytest.raises(TlcError, match="No memory is left"):
+        failed.result()
+
+
 def test_shapes_of_a_later_session_are_scaled_to_the_first(
     images: tuple[AnyWork, Model, Path], tmp_path: Path, clock: Clock
 ) -> None:
@@ -273,6 +327,7 @@ def test_shapes_of_a_later_session_are_scaled_to_the_first(
     measure_shapes(work, model, ["depth:2"], runner, cache=tmp_path)
     (kept,) = tmp_path.iterdir()
     (kept / ".session-killed").mkdir()
+    (kept / ".session-killed" / "shapes.json").write_text(json.dumps([shapes_of(work, model).shape("depth:0.3").name]))
     clock.factor = 1.5
     later = measure_shapes(work, model, ["depth:2", "depth:0.3"], runner, cache=tmp_path)
     assert later == pytest.approx({"original": 5, "depth:2": 4, "depth:0.3": 3})
@@ -373,7 +428,7 @@ def test_a_table_of_a_measured_network(images: tuple[AnyWork, Model, Path], tmp_
     assert table.predict("depth:2+width:0.5").p50_ms == pytest.approx(4)
     assert len(table.measured_ms) == 6
     assert table.freedom == 2
-    assert len(clock.sessions) == 1
+    assert len(clock.sessions) == 2  # of six shapes
 
 
 def test_a_shape_is_exported_quantized_and_measured(images: tuple[AnyWork, Model, Path], tmp_path: Path) -> None:

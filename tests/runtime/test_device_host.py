@@ -3,7 +3,6 @@
 import json
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import onnx
 import pytest
 from graphs import CHANNELS, two_convolutions
 from sshd import HOST, Sshd, running
+from waiting import within
 
 from tlc.runtime import device_host
 from tlc.runtime.bench import Timing, bench_report
@@ -173,7 +173,7 @@ def test_a_model_that_hangs_is_ended_there(device: Devices, odd: Callable[..., C
     found = launch([odd("hangs", then="hang", good=3)], rounds=2, seed=0, limits=Limits(timeout_s=1), host=host)
     assert _failure(found["hangs"]).status == "hung"
     (pid,) = host._pids
-    assert _within(5, lambda: not Path(f"/proc/{pid}").exists())
+    assert within(5, lambda: not Path(f"/proc/{pid}").exists())
 
 
 def test_a_model_that_outgrows_its_memory_is_told(device: Devices, odd: Callable[..., Case]) -> None:
@@ -200,7 +200,7 @@ def test_a_connection_that_breaks_is_made_again_and_the_launch_repeated(
     (warning,) = [warning for warning in report.warnings if warning.code == "reconnected"]
     assert warning.message.startswith("The connection broke once (device: ")
     assert "were measured again" in warning.message
-    assert _within(5, lambda: not any(Path(f"/proc/{pid}").exists() for pid in host._pids))
+    assert within(5, lambda: not any(Path(f"/proc/{pid}").exists() for pid in host._pids))
 
 
 def test_a_device_that_was_given_away_unnoticed_is_taken_again(
@@ -209,12 +209,12 @@ def test_a_device_that_was_given_away_unnoticed_is_taken_again(
     host = device("odd_worker")
     first = host._lock
     sshd.drop()
-    assert _within(5, lambda: not first.held)
+    assert within(5, lambda: not first.held)
     assert isinstance(launch([odd("a")], rounds=1, seed=0, host=host)["a"], Launch)
     assert host._lock.held
     second = host._lock
     sshd.drop()
-    assert _within(5, lambda: not second.held)
+    assert within(5, lambda: not second.held)
     assert host.snapshot().busy_s is not None
     assert host.warnings()[0].message.startswith("The connection broke 2 times")
 
@@ -267,12 +267,3 @@ def test_a_pytorch_model_is_refused(device: Devices, tmp_path: Path) -> None:
     case = Case("net", tmp_path / "net.pt", worker="tlc.compress.torch_worker")
     with pytest.raises(TlcError, match=r"net\.pt is a PyTorch model, and device runs ONNX files and engines"):
         launch([case], rounds=1, seed=0, host=device())
-
-
-def _within(seconds: float, condition: Callable[[], bool]) -> bool:
-    end_s = time.monotonic() + seconds
-    while time.monotonic() < end_s:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False

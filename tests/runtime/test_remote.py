@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from sshd import HOST, Sshd, free_port, running
+from waiting import within
 
 from tlc.runtime.errors import TlcError, UsageError
 from tlc.runtime.remote import Dropped, Remote, RemoteError
@@ -56,7 +57,7 @@ def test_commands_share_one_connection(sshd: Sshd) -> None:
         for thread in threads:
             thread.join()
         assert sshd.logins() == before + 1
-    assert _within(5, lambda: sshd.sessions() == 0)
+    assert within(5, lambda: sshd.sessions() == 0)
 
 
 def test_the_connection_ends_with_the_process_that_made_it(sshd: Sshd) -> None:
@@ -67,7 +68,7 @@ def test_the_connection_ends_with_the_process_that_made_it(sshd: Sshd) -> None:
     before = sshd.logins()
     subprocess.run([sys.executable, "-c", code, str(sshd.config)], check=True)
     assert sshd.logins() == before + 1
-    assert _within(5, lambda: sshd.sessions() == 0)
+    assert within(5, lambda: sshd.sessions() == 0)
 
 
 def test_a_command_line_runs_its_arguments_as_they_are(remote: Remote) -> None:
@@ -268,12 +269,3 @@ def _refused(config: Path, problem: str, hint: str) -> None:
         remote.check("true")
     assert not isinstance(raised.value, Dropped)
     assert hint in raised.value.hint
-
-
-def _within(seconds: float, condition: object) -> bool:
-    end_s = time.monotonic() + seconds
-    while time.monotonic() < end_s:
-        if condition():  # type: ignore[operator]
-            return True
-        time.sleep(0.05)
-    return False

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from sshd import HOST, Sshd, running
 from trees import tree
+from waiting import within
 
 from tlc.runtime.power import Meter
 from tlc.runtime.remote import Remote
@@ -74,7 +75,7 @@ def test_the_rails_of_a_module_are_read_by_one_process_there(remote: Elsewhere, 
     finally:
         meter.close()
     assert [reason.partition(":")[0] for reason in reasons] == ["RAPL", "NVML"]
-    assert _within(5, lambda: not _running(str(tmp_path)))
+    assert within(5, lambda: not _running(str(tmp_path)))
 
 
 def test_tools_are_asked_where_sensors_are_not_readable(remote: Elsewhere, tmp_path: Path) -> None:
@@ -134,12 +135,3 @@ def _running(words: str) -> list[int]:
         if words in line and int(folder.name) != os.getpid():
             found.append(int(folder.name))
     return found
-
-
-def _within(seconds: float, condition: object) -> bool:
-    end_s = time.monotonic() + seconds
-    while time.monotonic() < end_s:
-        if condition():  # type: ignore[operator]
-            return True
-        time.sleep(0.05)
-    return False

@@ -9,7 +9,14 @@ WAIT_S = 120
 
 def until(condition: Callable[[], bool]) -> None:
     """Return once the condition holds; AssertionError after `WAIT_S`."""
-    end_s = time.monotonic() + WAIT_S
+    assert within(WAIT_S, condition)
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    """Return True once the condition holds, False where it does not in that time."""
+    end_s = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end_s
+        if time.monotonic() > end_s:
+            return False
         time.sleep(0.02)
+    return True
