@@ -137,7 +137,7 @@ def times_of(
     folder = cache / f"shapes-{_key(model, feeds, runner, precision, timing)[:16]}"
     wanted = {shape.name: shape for shape in shapes}
     while True:
-        with ExitStack() as session:
+        with ExitStack() as claim:
             with alone(folder):
                 known = _read(folder / _TIMES)
                 missing = [shape for name, shape in wanted.items() if known is None or name not in known.shapes]
@@ -148,9 +148,9 @@ def times_of(
                 others = {name for names in at_work.values() for name in names}
                 own = [shape for shape in missing if shape.name not in others][:_SESSION]
                 if own or not missing:
-                    scratch = session.enter_context(_claimed(folder, [shape.name for shape in own]))
+                    scratch = claim.enter_context(_claimed(folder, [shape.name for shape in own]))
             if missing and not own:
-                wait_for(next(iter(at_work)))
+                wait_for(next(scratch for scratch, names in at_work.items() if missing[0].name in names))
                 continue
             files = {(ORIGINAL, ""): original}
             for number, shape in enumerate(own):

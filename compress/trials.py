@@ -192,7 +192,7 @@ class Trials:
             else:
                 trial.report(merit(self.budget, gain, *expected), done)
             more_to_come = done < sum(epochs)
-            trained = f"{-drops[-1]:+.2f} points after {done} epochs"
+            trained = f"{-drops[-1]:+.2f} points after {done} epoch{'s' if done > 1 else ''}"
             if more_to_come and finalists(self.study, 1) and out_of_reach(self.budget, *expected):
                 raise self._stopped(trial, spec, f"{trained}, too far from the budget")
             if out_of_time:
