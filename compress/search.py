@@ -17,8 +17,8 @@ from tlc.compress.recipe import Recipe
 from tlc.compress.run import RunFolder, StageResult, open_run
 from tlc.compress.search_rules import portions
 from tlc.compress.space import Space, space_of
-from tlc.compress.study import open_study, record_of
-from tlc.compress.trials import Deadline, Trials, finalists, most_epochs
+from tlc.compress.study import finalists, open_study, record_of
+from tlc.compress.trials import Deadline, Trials, most_epochs
 from tlc.runtime.artifact import require_free_space, sha256_json
 from tlc.runtime.capability import missing
 from tlc.runtime.errors import TlcError, UsageError

@@ -1,5 +1,6 @@
 """The study that the workers of a search share: Optuna's, in a file or in a database."""
 
+import math
 import time
 import warnings
 from datetime import datetime
@@ -168,3 +169,16 @@ def _record(trial: FrozenTrial, first: datetime | None) -> TrialRecord:
         began_s=began or 0.0,
         ended_s=ended,
     )
+
+
+def finalists(study: optuna.Study, count: int) -> list[FrozenTrial]:
+    """Return the `count` finished students that are worth most, best first."""
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    students = [one for one in finished if "network" in one.user_attrs]
+    return sorted(students, key=lambda one: -float(one.value or 0))[:count]
+
+
+def worth_of_best(study: optuna.Study) -> float:
+    """Return what the best finished network is worth, the original in INT8 among them; -inf where there is none."""
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return max((one.value for one in finished if one.value is not None), default=-math.inf)

@@ -21,35 +21,21 @@ from optuna.trial import FrozenTrial, TrialState
 from tlc.compress.cost import parameters
 from tlc.compress.estimate import keeps_answers, seconds_per_sample
 from tlc.compress.events import Emit, StageDone
-from tlc.compress.lock import alone
 from tlc.compress.measure import Candidate, latencies
+from tlc.compress.next_shape import NextShape
 from tlc.compress.pipeline import Pipeline, Version
 from tlc.compress.plan import Network, Plan
 from tlc.compress.quantize import QAT_EPOCHS
 from tlc.compress.run import RunFolder, StageResult
-from tlc.compress.search_rules import (
-    NEAR_RATIO,
-    fitting_epochs,
-    may_be_best,
-    merit,
-    next_speedup,
-    out_of_reach,
-    portions,
-    settled,
-)
+from tlc.compress.search_rules import fitting_epochs, may_be_best, merit, out_of_reach, portions, settled
 from tlc.compress.shape_speeds import ShapeSpeeds
 from tlc.compress.shape_times import ORIGINAL, undisturbed_ms
 from tlc.compress.space import Space
+from tlc.compress.study import finalists, worth_of_best
 from tlc.compress.work import AnyWork
 from tlc.runtime.artifact import sha256_file
 from tlc.runtime.errors import TlcError
 
-_FIRST_STRIDE = 2.5
-"""How much faster than the original in INT8 the first student is, at least."""
-_LONG_STRIDE = 2.0
-"""How much faster than the fastest that keeps the budget the next shape is, where little of the budget is used."""
-_STRIDE = 1.4
-"""The same where more of it is."""
 _LEARNS_RATIO = 0.5
 """Standard deviation of what more training brings, over what it brought to others."""
 _TRAINING_SHARE = 0.2
@@ -66,8 +52,7 @@ The drops of twelve students of two networks on the held-out part and on new dat
 """
 _CHOICE_EVALUATIONS = 30
 """Networks tried to choose a shape's blocks: training makes up for a worse choice, and most are tried once a search."""
-_RUNNING = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
-_QUEUED = (TrialState.WAITING, *_RUNNING)
+_BEGUN = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +101,28 @@ class Trials:
         )
         self._held_out_accuracy = self._held_out(self.original.work, self.original.deployed)
         self.reference, self._reference_deviation_points = self._reference()
+        usual = plan.student.value
+        self._next = NextShape(
+            study,
+            space,
+            self.speeds,
+            self.budget,
+            usual=usual if isinstance(usual, str) else None,
+            deviation_points=self._deviation_points,
+            shared=run.cache / "queue",
+        )
 
     def try_shapes(self, count: int | None) -> None:
         """Try shapes until the time is over, `count` were tried, or the grid is finished."""
+        chooses = self.settings.sampler == "tpe"  # the other samplers are left alone, to be compared with
         self._take_up_own()
         if not self.study.trials:
             self.study.enqueue_trial(self.space.indices(self.space.teacher))
-        else:  # others are at it, or were
-            self._queue_next()
+        elif chooses:  # others are at it, or were
+            self._next.queue()
         if self.deadline.left_s:
-            self.study.optimize(self._tried, n_trials=count, timeout=self.deadline.left_s, callbacks=[self._queue_next])
+            callbacks = [lambda *_ended: self._next.queue()] if chooses else []
+            self.study.optimize(self._tried, n_trials=count, timeout=self.deadline.left_s, callbacks=callbacks)
 
     def version(self, name: str, found: StageResult, *, qat: bool) -> Version:
         """Export the network that `found` holds; `qat` says whether there is time to train it for INT8."""
@@ -140,7 +137,7 @@ class Trials:
         spec = self.space.spec(self.space.chosen(indices))
         trial.set_user_attr("spec", spec)
         trial.set_user_attr("worker", self.run.path.name)
-        others = [one.user_attrs for one in self._others(trial, *_RUNNING)]
+        others = [one.user_attrs for one in self._others(trial, *_BEGUN)]
         tried = any(one.get("spec") == spec and not one.get("out_of_time") for one in others)
         if tried and not trial.user_attrs.get("again"):
             raise self._stopped(trial, spec, "tried before")
@@ -197,7 +194,11 @@ class Trials:
                 raise self._stopped(trial, spec, f"{trained}, too far from the budget")
             if out_of_time:
                 break
-            behind = more_to_come and trial.should_prune() and not may_be_best(self.budget, gain, *expected, self._best)
+            behind = (
+                more_to_come
+                and trial.should_prune()
+                and not may_be_best(self.budget, gain, *expected, worth_of_best(self.study))
+            )
             if behind and not trial.user_attrs.get("again"):
                 trial.set_user_attr("behind", True)
                 raise self._stopped(trial, spec, f"{trained}, others promise more")
@@ -302,108 +303,14 @@ class Trials:
         known = self._held_out_accuracy
         return (new + known) / 2, 100 * abs(known - new) * _INHERITED_DEVIATION
 
-    def _spec(self, trial: FrozenTrial) -> str | None:
-        """Return which shape a trial is of; None before it has drawn one."""
-        indices = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-        return self.space.spec(self.space.chosen(indices)) if len(indices) == len(self.space.choices) else None
-
-    def _queue_again(self) -> bool:
-        """Queue the shape of most promise again that was stopped as others promised more; say if there was one."""
-        known = self._others(None, *_QUEUED)
-        again = {self._spec(one) for one in known if one.user_attrs.get("again")}
-        stopped = [one for one in known if one.user_attrs.get("behind") and self._spec(one) not in again]
-        if stopped:
-            promised = max(stopped, key=lambda one: one.intermediate_values[max(one.intermediate_values)])
-            self.study.enqueue_trial(promised.params, user_attrs={"again": True})
-        return bool(stopped)
-
-    def _queue_next(self, *_ended: object) -> None:
-        """Queue a shape between the fastest that keeps the budget and the slowest of the faster ones that miss it.
-
-        Where there is none, a shape that was stopped is trained on, and then the others are tried that are about as
-        fast as the fastest that keeps it, or faster than can be expected of the best. What others are at counts as kept
-        without a loss, unless a slower one has missed, or no shape is faster: workers that choose one after the other
-        spread out, and faster shapes are trained sooner.
-        Where another thing is wanted than speed, the first student alone is chosen like this; samplers other than tpe
-        are left alone, to be compared with.
-        """
-        if self.settings.sampler != "tpe" or not self.speeds.predicted:
-            return
-        with alone(self.run.cache / "queue"):
-            self._choose_next()
-
-    def _choose_next(self) -> None:
-        """Queue it, as `_queue_next` says, while nobody else does."""
-        kept, missed, at_work = [(1.0, 0.0)], [], []
-        students = False
-        for one in self._others(None, *_QUEUED):
-            spec, known = self._spec(one), one.user_attrs
-            begun = one.state in (TrialState.WAITING, TrialState.RUNNING)
-            if spec is None or not (begun or "drop_points" in known or "drops_points" in known):
-                continue  # it was never trained
-            try:
-                speedup = known.get("speedup") or self.speeds.of(spec)
-            except TlcError:
-                continue  # whoever is at it will say so
-            drop_points = known.get("drop_points", math.inf if spec else 0.0)
-            students |= bool(spec)
-            if begun and spec:
-                at_work.append(speedup)
-            elif drop_points <= self.budget.max_drop_points:
-                kept.append((speedup, drop_points))
-            elif spec:
-                missed.append(speedup)
-        if not students:
-            fastest = max(kept)[0]
-            self._queue_about(self._first_speedup(fastest), over=fastest)
-        elif self.budget.objective == "fastest":
-            least = min((speedup for speedup in missed if speedup > max(kept)[0]), default=math.inf)
-            hoped = [*kept, *((speedup, 0.0) for speedup in at_work if speedup < least)]
-            between = self._queue_between(hoped, missed) or self._queue_between(kept, [*missed, *at_work])
-            if not between and not self._queue_again():
-                fastest = max(kept)[0]
-                worth = math.exp(max(0.0, self._best))
-                self._queue_about(fastest, over=min(worth, fastest * math.exp(-NEAR_RATIO)))
-
-    def _queue_between(self, kept: Sequence[tuple[float, float]], missed: Sequence[float]) -> bool:
-        """Queue a shape between the fastest of `kept` (speed-up, drop in points) and `missed`; say if there was one."""
-        fastest, drop_points = max(kept)
-        stride = _LONG_STRIDE if settled(self.budget, drop_points, self._deviation_points) else _STRIDE
-        wanted = next_speedup(fastest, missed, stride)
-        return wanted is not None and self._queue_about(wanted, over=fastest)
-
-    def _queue_about(self, wanted: float, *, over: float) -> bool:
-        """Queue a shape of more than `over` times the original's speed; say if there was one.
-
-        It is the one of most promise about `wanted` times as fast, or as fast as `--max-latency` needs.
-        """
-        needed = self.speeds.original_ms / self.budget.max_latency_ms if self.budget.max_latency_ms else 1.0
-        wanted = max(wanted, needed * (1 + NEAR_RATIO))
-        tried = {self._spec(one) for one in self._others(None, *_QUEUED)}
-        shape = self.speeds.shape_about(wanted, math.log(wanted / over), tried)
-        if shape is not None:
-            self.study.enqueue_trial(self.space.indices(shape), skip_if_exists=True)
-        return shape is not None
-
-    def _first_speedup(self, of_int8: float) -> float:
-        """Return how many times as fast as the original the first student is to be: no less than without a search."""
-        usual = self.plan.student.value
-        return max(_FIRST_STRIDE * of_int8, self.speeds.of(usual) if isinstance(usual, str) else 0.0)
-
     def _hopeless(self, p50_ms: float, faster: float) -> str:
         """Return why a shape is not worth training, if so."""
         limit_ms = self.budget.max_latency_ms
         if limit_ms is not None and p50_ms > limit_ms:
             return f"{p50_ms:.3g} ms are over the limit of {limit_ms:g} ms"
-        if self.budget.objective == "fastest" and math.log(faster) <= self._best:
+        if self.budget.objective == "fastest" and math.log(faster) <= worth_of_best(self.study):
             return f"{faster:.2f}x as fast as the original is not enough: another shape already promises more"
         return ""
-
-    @property
-    def _best(self) -> float:
-        """What the best finished network is worth."""
-        finished = [one.value for one in self._others(None, TrialState.COMPLETE) if one.value is not None]
-        return max(finished, default=-math.inf)
 
     def _at_end(self, drops_points: Sequence[float], count: int) -> tuple[float, float]:
         """Return the drop to expect after all portions, and its standard deviation, in points.
@@ -456,10 +363,3 @@ class Trials:
 
     def _say(self, spec: str, status: str, reason: str) -> None:
         self.emit(StageDone(spec or "original", status, reason, 0.0))
-
-
-def finalists(study: optuna.Study, count: int) -> list[FrozenTrial]:
-    """Return the `count` finished students that are worth most, best first."""
-    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    students = [one for one in finished if "network" in one.user_attrs]
-    return sorted(students, key=lambda one: -float(one.value or 0))[:count]

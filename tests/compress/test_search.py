@@ -24,10 +24,11 @@ from tlc_process import PROCESSES
 from tiny import PREPROCESS, seeded_net, write_bars
 from tlc.calibration.cache import prepare
 from tlc.calibration.data import read_data
-from tlc.compress import search, shape_speeds, trials
+from tlc.compress import next_shape, search, shape_speeds, trials
 from tlc.compress.events import silent
 from tlc.compress.inputs import PreprocessOptions
-from tlc.compress.plan import Decision, make_plan
+from tlc.compress.next_shape import NextShape
+from tlc.compress.plan import make_plan
 from tlc.compress.quantize import QuantizeSettings
 from tlc.compress.recipe import DataSection, MeasureSection, ModelSection, Recipe, SearchSection
 from tlc.compress.search import STUDY
@@ -177,10 +178,13 @@ def worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         (Choice("depth", "depth", (0.25, 0.5, 1.0), 1.0), Choice("heads", "heads", (0.25, 0.5, 1.0), 1.0))
     )
     found.study, found.network, found.budget = optuna.create_study(), "a text model", Budget(max_drop_points=1.0)
-    found.settings, found.run = SearchSection(), SimpleNamespace(path=Path("worker"), cache=tmp_path)
-    found.plan = SimpleNamespace(recipe=SimpleNamespace(seed=0), student=Decision("usual", ""))
+    found.settings, found.run = SearchSection(), SimpleNamespace(path=Path("worker"))
+    found.plan = SimpleNamespace(recipe=SimpleNamespace())
     nothing: Any = None  # it measures nothing
     found.speeds = ShapeSpeeds(nothing, found.network, nothing, found.space, cache=tmp_path, seed=0, emit=silent)
+    found.next = NextShape(
+        found.study, found.space, found.speeds, found.budget, usual="usual", deviation_points=0.5, shared=tmp_path
+    )
     monkeypatch.setattr(ShapeSpeeds, "_arithmetic", lambda _self, _spec: 1)
     monkeypatch.setattr(trials.Trials, "_deviation_points", 0.5)
     return found
@@ -225,7 +229,7 @@ def test_of_texts_shapes_of_one_speed_the_one_that_keeps_the_most_of_every_part_
 def test_workers_that_begin_together_spread_from_the_usual_student_on(worker: Any) -> None:
     shapes = _speeds(worker, {(1.0, 0.5): 4.0, (0.5, 1.0): 6.0, (0.5, 0.5): 8.4, (0.25, 0.25): 12.0})
     for _joined in range(2):
-        worker._queue_next()
+        worker.next.queue()
 
     queued = [one.system_attrs["fixed_params"] for one in worker.study.trials]
     assert queued == [worker.space.indices(shapes[6.0]), worker.space.indices(shapes[12.0])]
@@ -241,7 +245,7 @@ def test_what_another_worker_is_at_counts_as_missed_where_a_slower_shape_has_mis
         _tried(worker, shapes[7.2], speedup=7.2, drop_points=1.5)
     _tried(worker, shapes[12.0], speedup=12.0)
 
-    worker._queue_next()
+    worker.next.queue()
 
     wanted = shapes[6.0 if missed else 7.2]
     assert worker.study.trials[-1].system_attrs["fixed_params"] == worker.space.indices(wanted)
@@ -255,7 +259,7 @@ def test_after_a_student_the_next_is_faster_or_slower_as_it_kept_the_budget(
     _tried(worker, worker.space.teacher, speedup=2.3, drop_points=0.0)
     _tried(worker, shapes[6.0], speedup=6.0, drop_points=drop_points)
 
-    worker._queue_next()
+    worker.next.queue()
 
     assert worker.study.trials[-1].system_attrs["fixed_params"] == worker.space.indices(shapes[wanted])
 
@@ -274,7 +278,7 @@ def test_each_portion_left_is_expected_to_halve_the_drop_until_another_shape_had
 def test_a_shape_that_successive_halving_would_stop_goes_on_only_if_it_may_be_the_best(
     worker: Any, monkeypatch: pytest.MonkeyPatch, speedup: float, trained: int
 ) -> None:
-    monkeypatch.setattr(trials.Trials, "_best", math.log(8))
+    monkeypatch.setattr(trials, "worth_of_best", lambda _study: math.log(8))
     worker.study.set_user_attr("epochs", 18)
     worker.reference, worker.deadline, worker.emit = 0.9, trials.Deadline(math.inf), silent
     epochs: list[int] = []
@@ -314,7 +318,7 @@ def test_where_nothing_is_left_between_kept_and_missed_stopped_shapes_are_traine
     _tried(worker, shapes[8.0], speedup=8.0, drops_points=[4.0], behind=True, promised=0.9)
     _tried(worker, shapes[12.0], speedup=12.0, drops_points=[4.0], behind=True, promised=0.7)
     for _ended in range(5):
-        worker._queue_next()
+        worker.next.queue()
 
     queued = [(one.system_attrs["fixed_params"], one.user_attrs) for one in worker.study.trials[4:]]
     again = {"again": True}
@@ -352,8 +356,9 @@ def test_a_search_ends_with_a_report_and_goes_on_with_resume(
     monkeypatch.setattr(
         shape_speeds, "nearest", lambda shapes, *_wanted: [n for n, (_speedup, whole) in enumerate(shapes) if whole]
     )
-    monkeypatch.setattr(trials, "settled", lambda *_points: True)
-    monkeypatch.setattr(trials.Trials, "_best", -math.inf)  # so that any shape is fast enough
+    for module in (trials, next_shape):
+        monkeypatch.setattr(module, "settled", lambda *_points: True)
+        monkeypatch.setattr(module, "worth_of_best", lambda _study: -math.inf)  # so that any shape is fast enough
     report = search.compress_within(recipe, tmp_path / "run", limit_s=3600, trials=3)
 
     tried = record_of(_study(tmp_path / "run" / "study.journal")).trials
