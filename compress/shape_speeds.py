@@ -1,5 +1,6 @@
 """How many times as fast as the original shapes are, and which shape is about as fast as is wanted."""
 
+import math
 import random
 from collections.abc import Set
 from functools import cached_property
@@ -13,7 +14,7 @@ from tlc.compress.latency_table import LatencyTable, latency_table
 from tlc.compress.model import Model
 from tlc.compress.plan import Network
 from tlc.compress.runner import Runner
-from tlc.compress.search_rules import nearest
+from tlc.compress.search_rules import NEAR_RATIO, nearest
 from tlc.compress.shape_times import ORIGINAL, measure_shapes
 from tlc.compress.shapes import shapes_of
 from tlc.compress.space import Space, Value
@@ -23,6 +24,8 @@ from tlc.runtime.errors import TlcError
 _FEW_SHAPES = 16
 _MOST_PREDICTED = 4000
 _MOST_BUILT = 12
+_AIMS = 3
+"""How many shapes are measured, at most, to find one of the wanted speed."""
 
 
 class ShapeSpeeds:
@@ -66,20 +69,44 @@ class ShapeSpeeds:
     def shape_about(self, wanted: float, reach_ratio: float, tried: Set[str | None]) -> dict[str, Value] | None:
         """Return the shape of most arithmetic about `wanted` times as fast as the original, or None if there is none.
 
-        It is none of `tried`, and `reach_ratio` off at most, in logarithms.
+        It is none of `tried`, and `reach_ratio` off at most, in logarithms, as measured: where the table is wrong about
+        a shape, another is looked for that it is as wrong about.
         Of shapes that take the same time the one that computes more is likely to learn more. Before that, images:
         shapes with blocks of the original as they are, which know most before any training. Texts: those that keep the
         most of every part, since two whole layers learn far less than three of half the inner width.
         """
+        aim, found = wanted, []
+        for _aimed in range(_AIMS):
+            near = self._predicted_about(aim, reach_ratio, tried)
+            if near is None:
+                break
+            predicted, shape = near
+            spec = self._space.spec(shape)
+            try:
+                measured = self.of(spec)
+            except TlcError:
+                return shape  # whoever tries it will say so
+            off_ratio = abs(math.log(measured / wanted))
+            if off_ratio < reach_ratio:
+                found.append((off_ratio, shape))
+            if min(off_ratio, abs(math.log(measured / predicted))) < NEAR_RATIO:
+                break
+            aim, tried = wanted * predicted / measured, {*tried, spec}
+        return min(found, key=lambda one: one[0])[1] if found else None
+
+    def _predicted_about(
+        self, wanted: float, reach_ratio: float, tried: Set[str | None]
+    ) -> tuple[float, dict[str, Value]] | None:
+        """Return the shape that `shape_about` describes, as the table has it, and before it its predicted speed-up."""
         untried = [(faster, shape) for faster, shape in self.predicted if self._space.spec(shape) not in tried]
         images = isinstance(self._network, Model)
         speeds = [(faster, images and self._space.keeps_blocks(shape)) for faster, shape in untried]
-        near = [untried[index][1] for index in nearest(speeds, wanted, reach_ratio)]
+        near = [untried[index] for index in nearest(speeds, wanted, reach_ratio)]
         if not images:
-            most = max(map(self._space.kept_ratio, near), default=0.0)
-            near = [shape for shape in near if self._space.kept_ratio(shape) == most]
+            most = max((self._space.kept_ratio(shape) for _faster, shape in near), default=0.0)
+            near = [(faster, shape) for faster, shape in near if self._space.kept_ratio(shape) == most]
         few = random.Random(self._seed).sample(near, min(_MOST_BUILT, len(near)))
-        return max(few, key=lambda shape: self._arithmetic(self._space.spec(shape)), default=None)
+        return max(few, key=lambda one: self._arithmetic(self._space.spec(one[1])), default=None)
 
     @cached_property
     def _table(self) -> LatencyTable:

@@ -226,6 +226,26 @@ def test_of_texts_shapes_of_one_speed_the_one_that_keeps_the_most_of_every_part_
     assert worker.speeds.shape_about(5.0, 0.1, tried=set()) is None
 
 
+def test_where_the_table_is_wrong_about_a_shape_one_is_looked_for_that_it_is_as_wrong_about(worker: Any) -> None:
+    measured = {(1.0, 0.5): 4.0, (0.5, 1.0): 6.0, (0.5, 0.5): 8.2, (0.25, 0.25): 12.0}
+    shapes = _speeds(worker, measured)
+    worker.speeds.predicted = [(1.4 * speedup, shape) for speedup, shape in shapes.items()]
+
+    assert worker.speeds.shape_about(8.3, 0.5, tried=set()) == shapes[8.2]  # 8.4 was predicted for one of 6.0
+    assert worker.speeds.shape_about(8.3, 0.1, tried={worker.space.spec(shapes[8.2])}) is None
+
+
+def test_a_shape_that_cannot_be_measured_is_left_to_whoever_tries_it(worker: Any) -> None:
+    shapes = _speeds(worker, {(0.5, 1.0): 6.0})
+
+    def refused(_spec: str) -> float:
+        raise TlcError("It does not run.")
+
+    worker.speeds.of = refused
+
+    assert worker.speeds.shape_about(6.0, 0.5, tried=set()) == shapes[6.0]
+
+
 def test_workers_that_begin_together_spread_from_the_usual_student_on(worker: Any) -> None:
     shapes = _speeds(worker, {(1.0, 0.5): 4.0, (0.5, 1.0): 6.0, (0.5, 0.5): 8.4, (0.25, 0.25): 12.0})
     for _joined in range(2):
