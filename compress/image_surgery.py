@@ -1,17 +1,12 @@
 """What can be taken out of an image classifier: channels that go together, heads, blocks with a path around them."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tlc.calibration.cache import Pixels, prepare
-from tlc.calibration.calibration_set import balanced_indices
 from tlc.compress.coupling import Coupling, Cut, Graph, couplings
 from tlc.compress.heads import prunable_attention, remove_heads
 from tlc.compress.image_train import in_batches
@@ -23,8 +18,7 @@ from tlc.compress.prune import reestimate_batchnorm
 from tlc.compress.student import block_groups, remove_blocks
 from tlc.compress.surgery import Part, Surgery, units_to_remove
 from tlc.compress.work import some
-from tlc.export.graph import graph_stats
-from tlc.runtime.tensor import BATCH_NAME, INPUT_NAME, Feeds, TensorSpec
+from tlc.runtime.tensor import BATCH_NAME, INPUT_NAME, TensorSpec
 
 _BATCHNORM_SAMPLES = 512
 
@@ -54,11 +48,6 @@ class ImageSurgery(Surgery):
         """Return images of the judging part, decoded again."""
         part = self.work.data.judge
         return prepare(part.images.subset(some(len(part), limit)), part.preprocess)
-
-    def calibration(self, float_onnx: Path, count: int) -> "_OneByOne":
-        """Return training images by the input's name."""
-        indices = balanced_indices(np.asarray(self._fit.labels), count, seed=self.work.recipe.seed)
-        return _OneByOne(self._fit, indices, graph_stats(float_onnx).inputs[0].name)
 
     def coupled(self, part: Part) -> tuple[str, ...]:
         """Return what it makes: couplings by their roots, heads by their attention; of a block what stays inside it."""
@@ -124,15 +113,3 @@ def _makers(entry: Ranked) -> tuple[str, ...]:
 
 def _within(block: Part, entry: Ranked) -> bool:
     return all(name.startswith(f"{block.name}.") for name in _makers(entry))
-
-
-@dataclass(frozen=True, slots=True)
-class _OneByOne:
-    """Images (1, C, H, W) by the input's name, again and again."""
-
-    pixels: Pixels
-    indices: NDArray[np.int64]
-    name: str
-
-    def __iter__(self) -> Iterator[Feeds]:
-        return ({self.name: self.pixels.batch([index])} for index in self.indices)

@@ -50,6 +50,7 @@ from tlc.export.onnx import onnx_from_torch
 from tlc.runtime.errors import TlcError
 from tlc.runtime.report import Agreement
 from tlc.runtime.session import OrtSession, Session
+from tlc.runtime.tensor import Samples
 
 _CHOICE_SAMPLES = 512
 _CHECK_SAMPLES = 64
@@ -187,7 +188,7 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
     def fp16(self, float_onnx: Path, out: Path) -> Fp16Record:
         """Write the float16 file of `float_onnx`; what leaves float16's range on training samples stays in float32."""
         return fp16_from_float(
-            float_onnx, out, samples=self._calibration(float_onnx, min(RANGE_SAMPLES, len(self.data.fit)))
+            float_onnx, out, samples=self.calibration(float_onnx, min(RANGE_SAMPLES, len(self.data.fit)))
         )
 
     def quantize(
@@ -202,7 +203,7 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
         quantize_onnx(
             float_onnx,
             out,
-            self._calibration(float_onnx, FEWEST_SAMPLES),
+            self.calibration(float_onnx, FEWEST_SAMPLES),
             count=FEWEST_SAMPLES,
             target=self.target,
             settings=for_timing(self.recipe.quantize),
@@ -222,12 +223,13 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
         def drop_points(path: Path) -> float:
             return 100 * (before - self.accuracy(self.judged(path, runner, judge), judge))
 
-        samples = self._calibration(float_onnx, count)
+        samples = self.calibration(float_onnx, count)
         return Int8Images(float_onnx, network, self.recipe, runner.target, self.data, samples, count, drop_points, emit)
 
-    def _calibration(self, file: Path, count: int) -> "_OneByOne":
+    def calibration(self, float_onnx: Path, count: int) -> Samples:
+        """Return training images by the input's name."""
         indices = balanced_indices(self.labels(self.data.fit), count, seed=self.recipe.seed)
-        return _OneByOne(self.data.fit, indices, graph_stats(file).inputs[0].name)
+        return _OneByOne(self.data.fit, indices, graph_stats(float_onnx).inputs[0].name)
 
     def answers(self, session: Session, part: Pixels, *, batch_size: int = 64) -> Answers:
         """Return the logits (N, K) of all images, `batch_size` at once or what the file fixes."""

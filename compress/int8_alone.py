@@ -96,7 +96,7 @@ class _Static(Int8Alone):
         quantize_onnx(
             float_onnx,
             folder / "int8.onnx",
-            surgery.calibration(float_onnx, count),
+            surgery.work.calibration(float_onnx, count),
             count=count,
             target=target,
             settings=self._settings,
@@ -117,7 +117,7 @@ class _Static(Int8Alone):
         quantize_onnx(
             self._float_onnx,
             path,
-            self._surgery.calibration(self._float_onnx, _FEWEST_SAMPLES),
+            self._surgery.work.calibration(self._float_onnx, _FEWEST_SAMPLES),
             count=_FEWEST_SAMPLES,
             target=self._target,
             settings=self._settings.model_copy(update={"bias_correction": "off", "ignored": ()}),

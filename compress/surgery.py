@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tlc.compress.module_session import CalledLayer, ModuleSession, called_layers
 from tlc.compress.work import Answers, AnyWork
-from tlc.runtime.tensor import Samples, TensorSpec
+from tlc.runtime.tensor import TensorSpec
 
 _LAYERS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d", "Linear")
 
@@ -47,10 +47,6 @@ class Surgery(ABC):
     @abstractmethod
     def judged(self, limit: int) -> Any:
         """Return at most `limit` samples of the part that choices are made on, spread evenly."""
-
-    @abstractmethod
-    def calibration(self, float_onnx: Any, count: int) -> Samples:
-        """Return `count` training samples, balanced by class, one at a time and as often as asked."""
 
     @abstractmethod
     def coupled(self, part: Part) -> tuple[str, ...]:

@@ -1,16 +1,12 @@
 """What can be taken out of a text encoder: heads and inner channels of a layer, and whole layers."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from tlc.calibration.calibration_set import balanced_indices
 from tlc.calibration.tokens import Tokens
 from tlc.compress.student import drop_blocks
 from tlc.compress.surgery import Part, Surgery, units_to_remove
@@ -20,7 +16,7 @@ from tlc.compress.text_units import UnitKind, Units, keep_units, second_moments,
 from tlc.compress.text_work import TextWork
 from tlc.compress.work import some
 from tlc.runtime.errors import TlcError
-from tlc.runtime.tensor import BATCH_NAME, LENGTH_NAME, Feeds, TensorSpec
+from tlc.runtime.tensor import BATCH_NAME, LENGTH_NAME, TensorSpec
 
 _MOMENT_SAMPLES = 256
 _BATCH = 32
@@ -61,10 +57,6 @@ class TextSurgery(Surgery):
         part: Tokens = self.work.data.judge
         return part.subset(some(len(part), limit))
 
-    def calibration(self, _float_onnx: Path, count: int) -> "_OneByOne":
-        """Return training texts."""
-        return _OneByOne(self._fit, balanced_indices(self._fit.texts.labels, count, seed=self.work.recipe.seed))
-
     def coupled(self, part: Part) -> tuple[str, ...]:
         """Return the heads and inner channels that the layer makes, or those of a transformer layer."""
         if part.kind == "block":
@@ -103,14 +95,3 @@ class TextSurgery(Surgery):
         drop_blocks(module, [part.name])
         model: TextModel = self.network.after(f"left out: {part.name}", module)
         return model
-
-
-@dataclass(frozen=True, slots=True)
-class _OneByOne:
-    """Inputs of single texts, again and again."""
-
-    tokens: Tokens
-    indices: NDArray[np.int64]
-
-    def __iter__(self) -> Iterator[Feeds]:
-        return (self.tokens.feeds([index]) for index in self.indices)

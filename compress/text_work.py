@@ -60,6 +60,7 @@ from tlc.runtime.errors import TlcError
 from tlc.runtime.report import Accuracy, AccuracyChange, Agreement, TextLengths
 from tlc.runtime.session import OrtSession, Session
 from tlc.runtime.target import Target
+from tlc.runtime.tensor import Samples
 
 _CHOICE_SAMPLES = 256
 _CHOICE_BATCH = 32
@@ -244,7 +245,9 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
 
     def fp16(self, float_onnx: Path, out: Path) -> Fp16Record:
         """Write the float16 file of `float_onnx`; what leaves float16's range on training texts stays in float32."""
-        return fp16_from_float(float_onnx, out, samples=self._calibration(min(RANGE_SAMPLES, len(self.data.fit))))
+        return fp16_from_float(
+            float_onnx, out, samples=self.calibration(float_onnx, min(RANGE_SAMPLES, len(self.data.fit)))
+        )
 
     def fused(self, float_onnx: Path, folder: Path) -> tuple[Path, str]:
         """Return the file in ONNX Runtime's own operators where that is the target's runtime."""
@@ -278,7 +281,7 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
         quantize_onnx(
             float_onnx,
             out,
-            self._calibration(FEWEST_SAMPLES),
+            self.calibration(float_onnx, FEWEST_SAMPLES),
             count=FEWEST_SAMPLES,
             target=self.target,
             settings=for_timing(self.recipe.quantize),
@@ -347,7 +350,7 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
         quantize_onnx(
             float_onnx,
             out,
-            self._calibration(count),
+            self.calibration(float_onnx, count),
             count=count,
             target=self.target,
             settings=self.recipe.quantize,
@@ -396,7 +399,8 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
         shutil.rmtree(own)
         return trained
 
-    def _calibration(self, count: int) -> "_OneByOne":
+    def calibration(self, _float_onnx: Path, count: int) -> Samples:
+        """Return training texts."""
         indices = balanced_indices(self.data.fit.texts.labels, count, seed=self.recipe.seed)
         return _OneByOne(self.data.fit, indices)
 

@@ -24,6 +24,7 @@ from tlc.export.fp16 import Fp16Record
 from tlc.runtime.report import Accuracy, AccuracyChange, Agreement, TextLengths
 from tlc.runtime.session import Session
 from tlc.runtime.target import Target
+from tlc.runtime.tensor import Samples
 
 M = TypeVar("M")
 """The network with what feeds it: `Model` or `TextModel`."""
@@ -139,6 +140,10 @@ class Work(ABC, Generic[M, F, P]):
     @abstractmethod
     def fp16(self, float_onnx: Path, out: Path) -> Fp16Record:
         """Write the float16 file; what leaves float16's range on training samples stays in float32."""
+
+    @abstractmethod
+    def calibration(self, float_onnx: Path, count: int) -> Samples:
+        """Return `count` training samples for a file, balanced by class, one at a time and as often as asked."""
 
     @abstractmethod
     def quantize(
