@@ -27,7 +27,7 @@ from tlc.compress.image_train import evaluate, in_batches
 from tlc.compress.losses import softened_kl
 from tlc.compress.model import Model
 from tlc.compress.prune import prune_step, reestimate_batchnorm
-from tlc.compress.quantize import FEWEST_SAMPLES, check_calibration, for_timing, quantize_onnx
+from tlc.compress.quantize import FEWEST_SAMPLES, check_calibration, quantize_for_timing
 from tlc.compress.runner import Runner
 from tlc.compress.student import is_built_from_teacher, student_from_teacher
 from tlc.compress.train import Fitted, TrainSettings, bf16_is_fast
@@ -200,14 +200,8 @@ class ImageWork(Work[Model, Preprocess, Pixels]):
     def int8_for_timing(self, float_onnx: Path, folder: Path) -> list[Quantized]:
         """Write the file with everything in INT8."""
         out = folder / "int8.onnx"
-        quantize_onnx(
-            float_onnx,
-            out,
-            self.calibration(float_onnx, FEWEST_SAMPLES),
-            count=FEWEST_SAMPLES,
-            target=self.target,
-            settings=for_timing(self.recipe.quantize),
-        )
+        samples = self.calibration(float_onnx, FEWEST_SAMPLES)
+        quantize_for_timing(float_onnx, out, samples, target=self.target, settings=self.recipe.quantize)
         return [Quantized("", out)]
 
     def quantize_within_budget(

@@ -29,7 +29,7 @@ from tlc.compress.budget import fastest
 from tlc.compress.events import Emit, Progress, silent
 from tlc.compress.losses import softened_kl
 from tlc.compress.measure import Timing, latencies, p50_ms
-from tlc.compress.quantize import FEWEST_SAMPLES, QAT_EPOCHS, check_calibration, for_timing, quantize_onnx
+from tlc.compress.quantize import FEWEST_SAMPLES, QAT_EPOCHS, check_calibration, quantize_for_timing, quantize_onnx
 from tlc.compress.recipe import Recipe
 from tlc.compress.runner import Runner
 from tlc.compress.text_distill import distill_text
@@ -278,14 +278,8 @@ class TextWork(Work[TextModel, TextInput, Tokens]):
                 self._dynamic(float_onnx, folder / "dynamic.onnx", "-dynamic", silent),
             ]
         out = folder / "static.onnx"
-        quantize_onnx(
-            float_onnx,
-            out,
-            self.calibration(float_onnx, FEWEST_SAMPLES),
-            count=FEWEST_SAMPLES,
-            target=self.target,
-            settings=for_timing(self.recipe.quantize),
-        )
+        samples = self.calibration(float_onnx, FEWEST_SAMPLES)
+        quantize_for_timing(float_onnx, out, samples, target=self.target, settings=self.recipe.quantize)
         return [Quantized("", out)]
 
     def quantize_within_budget(

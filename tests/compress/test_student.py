@@ -1,9 +1,9 @@
 import copy
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
+from real_networks import resnet56
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import get_model
@@ -317,13 +317,7 @@ def test_a_plain_stack_has_no_depth_to_remove() -> None:
 
 @pytest.mark.assets
 def test_a_trained_resnet56_loses_blocks_that_it_hardly_misses(assets: Path) -> None:
-    spec = importlib.util.spec_from_file_location("cifar_resnet", assets / "cifar10/cifar_resnet.py")
-    assert spec is not None
-    assert spec.loader is not None
-    source = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(source)
-    net = source.resnet56().eval()
-    net.load_state_dict(torch.load(assets / "cifar10/resnet56-cifar10.pt", weights_only=True))
+    net = resnet56(assets)
     model = model_of(net, side=32, classes=10)
     assert len(removable_blocks(model)) == 25
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(3))

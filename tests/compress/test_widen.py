@@ -1,10 +1,10 @@
 import copy
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from real_networks import resnet56
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import get_model
@@ -267,13 +267,7 @@ def test_a_wide_and_shallow_student_is_the_shallow_one_widened() -> None:
 
 @pytest.mark.assets
 def test_a_trained_resnet56_without_most_blocks_is_widened_in_every_layer(assets: Path) -> None:
-    spec = importlib.util.spec_from_file_location("cifar_resnet", assets / "cifar10/cifar_resnet.py")
-    assert spec is not None
-    assert spec.loader is not None
-    source = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(source)
-    net = source.resnet56().eval()
-    net.load_state_dict(torch.load(assets / "cifar10/resnet56-cifar10.pt", weights_only=True))
+    net = resnet56(assets)
     names = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(9) if block not in (0, 4)]
     narrow = remove_blocks(model_of(net, side=32, classes=10), names)
     wide, _ = widen_step(narrow, lambda _coupling: 1.5)
