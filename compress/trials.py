@@ -172,6 +172,10 @@ class Trials:
         int8_bytes = stage.found["parameters"]  # a byte for each
         if (limit := self.budget.max_size_bytes) is not None and int8_bytes > limit:
             raise self._stopped(trial, spec, f"its {int8_bytes} weights in INT8 are over the limit of {limit} bytes")
+        if epochs[0] * self._least_epoch_s > self.deadline.left_s:
+            trial.set_user_attr("out_of_time", True)
+            self.study.stop()
+            raise self._stopped(trial, spec, "no time is left to train it")
         gain = self._gain(faster, int8_bytes)
         drops: list[float] = []
         epoch_s = 0.0
@@ -179,6 +183,7 @@ class Trials:
             if fitting := fitting_epochs(portion, done, epoch_s, self.deadline.left_s):
                 stage = self._portion(stage, fitting, done)
                 epoch_s = stage.seconds / fitting
+                trial.set_user_attr("epoch_s", epoch_s)
                 done += fitting
                 drops.append(100 * (self.reference - stage.found["accuracy"]))
                 trial.set_user_attr("drops_points", drops)
@@ -311,6 +316,14 @@ class Trials:
         if self.budget.objective == "fastest" and math.log(faster) <= worth_of_best(self.study):
             return f"{faster:.2f}x as fast as the original is not enough: another shape already promises more"
         return ""
+
+    @property
+    def _least_epoch_s(self) -> float:
+        """How long an epoch of the shapes that were trained took at least, in seconds; 0 where there are none."""
+        return min(
+            (one.user_attrs["epoch_s"] for one in self._others(None, *_BEGUN) if "epoch_s" in one.user_attrs),
+            default=0.0,
+        )
 
     def _at_end(self, drops_points: Sequence[float], count: int) -> tuple[float, float]:
         """Return the drop to expect after all portions, and its standard deviation, in points.

@@ -367,6 +367,22 @@ def test_a_student_is_trained_for_int8_where_there_is_time_for_three_epochs_of_t
     assert known.get("why") == (None if qat else "no time was left to train it for INT8")
 
 
+def test_a_search_is_over_where_no_time_is_left_for_a_first_portion(worker: Any) -> None:
+    shapes = _speeds(worker, {(1.0, 0.5): 4.0})
+    _tried(worker, shapes[4.0], speedup=4.0, drop_points=0.5, epoch_s=10.0)
+    worker.speeds.times_ms = lambda spec: {ORIGINAL: 8.0, spec: 1.0}
+    worker._started = lambda _spec: SimpleNamespace(found={"parameters": 1})
+    worker.deadline, worker.emit = SimpleNamespace(left_s=19), silent
+    worker.study.set_user_attr("epochs", 18)  # two of them first
+    worker.study.enqueue_trial({"depth": 0, "heads": 0})
+
+    worker.study.optimize(worker._tried, n_trials=5)
+
+    (_trained, stopped) = worker.study.trials
+    assert stopped.state == TrialState.PRUNED
+    assert stopped.user_attrs["why"] == "no time is left to train it"
+
+
 def test_a_search_ends_with_a_report_and_goes_on_with_resume(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
