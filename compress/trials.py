@@ -114,15 +114,18 @@ class Trials:
 
     def try_shapes(self, count: int | None) -> None:
         """Try shapes until the time is over, `count` were tried, or the grid is finished."""
-        chooses = self.settings.sampler == "tpe"  # the other samplers are left alone, to be compared with
+
+        def choose_next(*_ended: object) -> None:
+            if self.settings.sampler == "tpe" and self.deadline.left_s:  # the others are there to be compared with
+                self._next.queue()
+
         self._take_up_own()
         if not self.study.trials:
             self.study.enqueue_trial(self.space.indices(self.space.teacher))
-        elif chooses:  # others are at it, or were
-            self._next.queue()
+        else:  # others are at it, or were
+            choose_next()
         if self.deadline.left_s:
-            callbacks = [lambda *_ended: self._next.queue()] if chooses else []
-            self.study.optimize(self._tried, n_trials=count, timeout=self.deadline.left_s, callbacks=callbacks)
+            self.study.optimize(self._tried, n_trials=count, timeout=self.deadline.left_s, callbacks=[choose_next])
 
     def version(self, name: str, found: StageResult, *, qat: bool) -> Version:
         """Export the network that `found` holds; `qat` says whether there is time to train it for INT8."""
