@@ -150,9 +150,13 @@ def read_saved(directory: Path) -> SavedModel:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Return every tensor of a safetensors file; TlcError if it is missing or damaged."""
+    """Return every tensor of a safetensors file; TlcError if it is missing or damaged.
+
+    They are copied out of the file's own memory, where they lie anywhere: on some processors the last bit of a product
+    of matrices depends on whether they lie at multiples of 16 bytes.
+    """
     try:
-        return safetensors.torch.load_file(path)
+        return {name: tensor.clone() for name, tensor in safetensors.torch.load_file(path).items()}
     except FileNotFoundError as error:
         raise TlcError(f"{path} is missing", hint="Copy the whole folder.") from error
     except (safetensors.SafetensorError, json.JSONDecodeError, KeyError) as error:

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 
 from tlc.calibration.preprocess import Preprocess
 from tlc.compress.arch import Architecture, build, parse_arch
-from tlc.compress.checkpoint import JSON_NAME, WEIGHTS_NAME, load_saved, save_model
+from tlc.compress.checkpoint import JSON_NAME, WEIGHTS_NAME, load_saved, read_weights, save_model
 from tlc.compress.cost import parameters
 from tlc.compress.inputs import PreprocessOptions
 from tlc.compress.load import load_model
@@ -179,6 +180,16 @@ def test_a_network_of_a_file_needs_that_file_again(tmp_path: Path) -> None:
     path.write_text(BLOCKS + "\n")
     with pytest.raises(TlcError, match="has changed since the model in"):
         load_saved(tmp_path / "saved", arch=f"{path}:net")
+
+
+def test_weights_lie_where_the_last_bit_does_not_depend_on_the_file(tmp_path: Path) -> None:
+    wanted = {name: torch.randn(size) for name, size in (("a", 5), ("b", 7), ("c", 3))}
+    save_file(wanted, tmp_path / "m.safetensors")
+
+    found = read_weights(tmp_path / "m.safetensors")
+
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    assert [tensor.data_ptr() % 64 for tensor in found.values()] == [0, 0, 0]
 
 
 def test_blocks_with_code_can_move_to_another_place(tmp_path: Path) -> None:

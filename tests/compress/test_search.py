@@ -389,6 +389,7 @@ def test_a_search_ends_with_a_report_and_goes_on_with_resume(
     space = space_of(make_plan(recipe).model)
     predicted = [(4.0, shape) for shape in space.even(100, seed=0) if shape != space.teacher]
     monkeypatch.setattr(ShapeSpeeds, "predicted", predicted)  # as among many shapes
+    monkeypatch.setattr(ShapeSpeeds, "of", lambda _self, _spec: 4.0)
     monkeypatch.setattr(
         shape_speeds, "nearest", lambda shapes, *_wanted: [n for n, (_speedup, whole) in enumerate(shapes) if whole]
     )
