@@ -21,8 +21,8 @@ _LONG_STRIDE = 2.0
 """How much faster than the fastest that keeps the budget the next shape is, where little of the budget is used."""
 _STRIDE = 1.4
 """The same where more of it is."""
-_BEGUN = (TrialState.WAITING, TrialState.RUNNING)
-_KNOWN = (*_BEGUN, TrialState.COMPLETE, TrialState.PRUNED)
+_UNDER_WAY = (TrialState.WAITING, TrialState.RUNNING)
+_BUT_FAILED = (*_UNDER_WAY, TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class NextShape:
@@ -62,10 +62,10 @@ class NextShape:
     def _queue(self) -> None:
         kept, missed, at_work = [(1.0, 0.0)], [], []
         students = False
-        for one in self._known():
+        for one in self._trials():
             spec, known = self._spec(one), one.user_attrs
-            begun = one.state in _BEGUN
-            if spec is None or not (begun or "drop_points" in known or "drops_points" in known):
+            under_way = one.state in _UNDER_WAY
+            if spec is None or not (under_way or "drop_points" in known or "drops_points" in known):
                 continue  # it was never trained
             try:
                 speedup = known.get("speedup") or self._speeds.of(spec)
@@ -73,7 +73,7 @@ class NextShape:
                 continue  # whoever is at it will say so
             drop_points = known.get("drop_points", math.inf if spec else 0.0)
             students |= bool(spec)
-            if begun and spec:
+            if under_way and spec:
                 at_work.append(speedup)
             elif drop_points <= self._budget.max_drop_points:
                 kept.append((speedup, drop_points))
@@ -103,9 +103,9 @@ class NextShape:
 
     def _queue_again(self) -> bool:
         """Queue the shape of most promise again that was stopped as others promised more; say if there was one."""
-        known = self._known()
-        again = {self._spec(one) for one in known if one.user_attrs.get("again")}
-        stopped = [one for one in known if one.user_attrs.get("behind") and self._spec(one) not in again]
+        trials = self._trials()
+        again = {self._spec(one) for one in trials if one.user_attrs.get("again")}
+        stopped = [one for one in trials if one.user_attrs.get("behind") and self._spec(one) not in again]
         if stopped:
             promised = max(stopped, key=lambda one: one.intermediate_values[max(one.intermediate_values)])
             self._study.enqueue_trial(promised.params, user_attrs={"again": True})
@@ -119,15 +119,15 @@ class NextShape:
         limit_ms = self._budget.max_latency_ms
         needed = self._speeds.original_ms / limit_ms if limit_ms else 1.0
         wanted = max(wanted, needed * (1 + NEAR_RATIO))
-        tried = {self._spec(one) for one in self._known()}
+        tried = {self._spec(one) for one in self._trials()}
         shape = self._speeds.shape_about(wanted, math.log(wanted / over), tried)
         if shape is not None:
             self._study.enqueue_trial(self._space.indices(shape), skip_if_exists=True)
         return shape is not None
 
-    def _known(self) -> list[FrozenTrial]:
+    def _trials(self) -> list[FrozenTrial]:
         """Return all trials but those that failed."""
-        return self._study.get_trials(deepcopy=False, states=_KNOWN)
+        return self._study.get_trials(deepcopy=False, states=_BUT_FAILED)
 
     def _spec(self, trial: FrozenTrial) -> str | None:
         """Return which shape a trial is of; None before it has drawn one."""

@@ -175,10 +175,11 @@ class Trials:
         int8_bytes = stage.found["parameters"]  # a byte for each
         if (limit := self.budget.max_size_bytes) is not None and int8_bytes > limit:
             raise self._stopped(trial, spec, f"its {int8_bytes} weights in INT8 are over the limit of {limit} bytes")
-        if epochs[0] * self._least_epoch_s > self.deadline.left_s:
+        first_s, left_s = epochs[0] * self._least_epoch_s, self.deadline.left_s
+        if first_s > left_s:
             trial.set_user_attr("out_of_time", True)
             self.study.stop()
-            raise self._stopped(trial, spec, "no time is left to train it")
+            raise self._stopped(trial, spec, f"its first portion takes some {first_s:.0f} s, {left_s:.0f} are left")
         gain = self._gain(faster, int8_bytes)
         drops: list[float] = []
         epoch_s = 0.0

@@ -380,7 +380,7 @@ def test_a_search_is_over_where_no_time_is_left_for_a_first_portion(worker: Any)
 
     (_trained, stopped) = worker.study.trials
     assert stopped.state == TrialState.PRUNED
-    assert stopped.user_attrs["why"] == "no time is left to train it"
+    assert stopped.user_attrs["why"] == "its first portion takes some 20 s, 19 are left"
 
 
 def test_a_search_ends_with_a_report_and_goes_on_with_resume(
